@@ -1,0 +1,118 @@
+"""The LightningDataModule: a recipe's data section -> loaders for this rank."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import lightning
+
+from loaders.augment import AugmentConfig
+from loaders.imagefolder import FolderReader
+from loaders.loader import StreamingLoader, Topology, ValidationLoader
+from loaders.order import OrderConfig
+from loaders.reader import Reader, ShardReader
+from sharding.dataset import PackedSplit
+from sharding.manifest import Packing
+from sharding.source import scan
+
+FORMATS = ("shards", "imagefolder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the data is and how it is read."""
+
+    root: str = "data/imagenet-shards"
+    """Folder with train/ and val/: packed splits, or class folders for format imagefolder."""
+    format: str = "shards"
+    num_workers: int = 8
+    """Loader processes of each rank."""
+    prefetch: int = 2
+    """Batches that each worker makes ahead."""
+    train_size: int = 224
+    """Pixels of a training image's side."""
+    val_resize: int = 256
+    """Pixels of the shorter side before the centre crop."""
+    val_size: int = 224
+    lanes: int = OrderConfig().lanes
+    window: int = OrderConfig().window
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    packing: Packing = field(default_factory=Packing)
+    """For format imagefolder: the options with which the shards were, or would be, packed."""
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
+        if self.num_workers < 0 or self.prefetch < 1:
+            raise ValueError(
+                f"num_workers must be at least 0 and prefetch at least 1, got {self.num_workers} "
+                f"and {self.prefetch}"
+            )
+        if not 1 <= self.val_size <= self.val_resize or self.train_size < 1:
+            raise ValueError(
+                f"sizes must be positive and val_size at most val_resize, got train_size "
+                f"{self.train_size}, val_size {self.val_size}, val_resize {self.val_resize}"
+            )
+        OrderConfig(lanes=self.lanes, window=self.window)  # checks both
+
+
+def open_reader(config: DataConfig, split: str, classes: tuple[str, ...] | None = None) -> Reader:
+    """The samples of a split, in either format. `classes` fixes labels for format imagefolder."""
+    folder = f"{config.root.rstrip('/')}/{split}"
+    if config.format == "imagefolder":
+        return FolderReader(scan(Path(folder), classes=classes), config.packing)
+    packed = PackedSplit.open(folder)
+    packed.check_present()
+    return ShardReader(packed)
+
+
+class ImageNetData(lightning.LightningDataModule):
+    """Training and validation loaders of the rank that asks for them."""
+
+    # A tiny validation split may leave a rank without a batch.
+    allow_zero_length_dataloader_with_multiple_devices = True
+
+    def __init__(
+        self, config: DataConfig, *, seed: int, batch_size: int, accumulate: int = 1
+    ) -> None:
+        """batch_size: samples of a rank's batch; the global batch follows from the trainer."""
+        super().__init__()
+        self.config = config
+        self.train = open_reader(config, "train")
+        self.val = open_reader(config, "val", self.train.classes)
+        self._order = OrderConfig(seed=seed, lanes=config.lanes, window=config.window)
+        self._batch_size = batch_size
+        self._accumulate = accumulate
+
+    def train_dataloader(self) -> StreamingLoader:
+        """The loader takes its epoch from the trainer, which knows it also after a resume."""
+        assert self.trainer is not None
+        trainer = self.trainer
+        return StreamingLoader(
+            self.train,
+            order=self._order,
+            augment=self.config.augment,
+            topology=Topology(
+                global_batch=self._batch_size * self._accumulate * trainer.world_size,
+                rank=trainer.global_rank,
+                world=trainer.world_size,
+                accumulate=self._accumulate,
+            ),
+            size=self.config.train_size,
+            workers=self.config.num_workers,
+            prefetch=self.config.prefetch,
+            epoch_of=lambda: trainer.current_epoch,
+        )
+
+    def val_dataloader(self) -> ValidationLoader:
+        """Every sample of the validation split once over all ranks."""
+        assert self.trainer is not None
+        return ValidationLoader(
+            self.val,
+            batch=self._batch_size,
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
+            resize=self.config.val_resize,
+            size=self.config.val_size,
+            workers=self.config.num_workers,
+            prefetch=self.config.prefetch,
+        )

@@ -1,0 +1,68 @@
+"""One image file: what its first bytes say it is, and its size in pixels."""
+
+import io
+import warnings
+from dataclasses import dataclass
+
+from PIL import Image
+
+from sharding.errors import DataError
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+
+# JPEG markers without a length: TEM and RST0-7. SOF0-15 but for DHT (C4), JPG (C8) and DAC (CC)
+# carry the size (ITU T.81, table B.1).
+_BARE = frozenset([0x01, *range(0xD0, 0xD8)])
+_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageFacts:
+    """What an image's header says. Width and height are in pixels, EXIF rotation not applied."""
+
+    format: str
+    width: int
+    height: int
+
+
+def check_header(data: bytes, where: str) -> ImageFacts:
+    """Read the header of a JPEG, PNG or WebP; the bytes decide, not the file's name.
+
+    Raises DataError, naming `where`, when the bytes are none of these.
+    """
+    size = _jpeg_size(data)
+    if size is not None:
+        return ImageFacts(format="JPEG", width=size[0], height=size[1])
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # nothing is decoded
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                assert image.format is not None
+                return ImageFacts(format=image.format, width=image.width, height=image.height)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{where} is no JPEG, PNG or WebP image ({len(data)} bytes, first {data[:8]!r}); "
+            "repair or remove it"
+        ) from error
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG's frame header, None where it is not plainly one.
+
+    Pillow says the same in 60 us; at a packer's speed that would be a third of its time.
+    """
+    if data[:3] != b"\xff\xd8\xff":
+        return None
+    at = 2
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker in _FRAME:
+            height, width = int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9])
+            return (width, height) if width and height else None
+        if marker == 0xFF:  # fill byte
+            at += 1
+        elif marker in _BARE:
+            at += 2
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    return None

@@ -1,0 +1,156 @@
+"""Where shards are kept: the Store protocol, and LocalStore for POSIX file systems."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from sharding.errors import DataError, UsageError
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+class Blob(Protocol):
+    """An open object that can be read at any place, from several threads and forks at once."""
+
+    size: int
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes from `offset`. Raises DataError where the object ends before."""
+        ...
+
+
+class Store(Protocol):
+    """A flat folder of named objects. Names are plain file names, no paths."""
+
+    url: str
+
+    def sizes(self) -> dict[str, int]:
+        """Name and size in bytes of every finished object; {} for a folder that is not there."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """The whole object. Raises FileNotFoundError."""
+        ...
+
+    def open(self, name: str) -> Blob:
+        """The object, for ranged reads. Raises FileNotFoundError."""
+        ...
+
+    def create(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """A stream to write. The object appears whole when the block ends without an exception,
+        replacing one of the same name; otherwise nothing of it stays."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Remove the object if it is there."""
+        ...
+
+
+def open_store(url: str) -> Store:
+    """The store behind a path, a file:// or (once there is a backend for it) an s3:// URL."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return LocalStore(Path(url))
+    if scheme == "file":
+        return LocalStore(Path(rest))
+    raise UsageError(f"cannot open {url!r}: only local paths and file:// URLs are supported")
+
+
+def locate(base: Store, url: str) -> tuple[Store, str]:
+    """The store and the name of a shard's URL, which is relative to `base` or absolute."""
+    folder, slash, name = url.rpartition("/")
+    if not name or name in {".", ".."}:
+        raise DataError(f"{url!r} is no name of a shard")
+    return (open_store(folder or "/"), name) if slash else (base, name)
+
+
+class LocalBlob:
+    """A file opened for reading at offsets; closed when nobody refers to it any more."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.size = os.fstat(self._descriptor).st_size
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """See Blob."""
+        data = os.pread(self._descriptor, size, offset)
+        if len(data) == size:
+            return data
+        pieces = [data]  # a signal or a network file system may cut a read short
+        got = len(data)
+        while got < size:
+            data = os.pread(self._descriptor, size - got, offset + got)
+            if not data:
+                raise DataError(
+                    f"{self._path} ends at byte {offset + got}, {size} bytes are needed from "
+                    f"{offset}: the file was truncated"
+                )
+            pieces.append(data)
+            got += len(data)
+        return b"".join(pieces)
+
+    def __del__(self) -> None:
+        with suppress(AttributeError, OSError):  # AttributeError: the open failed
+            os.close(self._descriptor)
+
+
+class LocalStore:
+    """A folder on a POSIX file system: a local disk, NFS or Lustre."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.url = str(root)
+
+    def sizes(self) -> dict[str, int]:
+        """See Store."""
+        try:
+            with os.scandir(self.root) as entries:
+                return {
+                    e.name: e.stat().st_size
+                    for e in entries
+                    if e.is_file() and not e.name.startswith(".")
+                }
+        except FileNotFoundError:
+            return {}
+
+    def read(self, name: str) -> bytes:
+        """See Store."""
+        return (self.root / name).read_bytes()
+
+    def open(self, name: str) -> Blob:
+        """See Store."""
+        return LocalBlob(self.root / name)
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[BinaryIO]:
+        """See Store. Temporary file in the same folder, fsync, rename, fsync of the folder."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=self.root, prefix=TEMPORARY_PREFIX)
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                yield stream
+                stream.flush()
+                os.fchmod(stream.fileno(), 0o644)  # mkstemp's 0600 hides a shard from colleagues
+                os.fsync(stream.fileno())
+            os.replace(temporary, self.root / name)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+        folder = os.open(self.root, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def delete(self, name: str) -> None:
+        """See Store."""
+        (self.root / name).unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Remove what a killed writer left half-written. Only under the folder's lock."""
+        for leftover in self.root.glob(f"{TEMPORARY_PREFIX}*"):
+            leftover.unlink(missing_ok=True)
