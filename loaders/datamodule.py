@@ -7,9 +7,10 @@ import lightning
 
 from loaders.augment import AugmentConfig
 from loaders.imagefolder import FolderReader
-from loaders.loader import StreamingLoader, Topology, ValidationLoader
+from loaders.loader import StreamingLoader, Topology
 from loaders.order import OrderConfig
 from loaders.reader import Reader, ShardReader
+from loaders.validation import ValidationLoader
 from sharding.dataset import PackedSplit
 from sharding.manifest import Packing
 from sharding.source import scan

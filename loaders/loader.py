@@ -1,4 +1,4 @@
-"""The loaders that a training loop iterates: StreamingLoader to train, ValidationLoader to evaluate.
+"""StreamingLoader: what a training loop iterates, and what a checkpoint remembers of it.
 
     position of the run   t = epoch * batches an epoch + batch        one integer names every batch
     worker k of n makes   t = start + k, start + k + n, start + k + 2n, ...
@@ -7,27 +7,23 @@ Workers live for the run. At an epoch's end they run on into the next one, so th
 there; when training goes on elsewhere (a resumed run, an epoch cut short) they are sent there.
 """
 
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import count
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
-import numpy as np
-import torch
-import webdataset as wds
-from torch.utils.data import get_worker_info
-
-from loaders.augment import AugmentConfig, Crops, centre_crops, random_crops
+from loaders.augment import AugmentConfig, Crops, random_crops
 from loaders.decode import decoder_name
-from loaders.order import Lanes, Order, OrderConfig, validation_batches
-from loaders.pipeline import Batch, CropFunction, Made, Planned, make_pipeline
+from loaders.order import Lanes, Order, OrderConfig
+from loaders.pipeline import Batch, Planned, make_pipeline
 from loaders.reader import Facts, Reader
+from loaders.workers import Workers, worker_place
 from sharding.errors import UsageError
 from sharding.manifest import ORDER_VERSION
-from sharding.process import FORK, worker_process
+from sharding.process import WORKERS
 from sharding.streams import Integers
 
 
@@ -91,19 +87,16 @@ class StreamingLoader:
                 f"the data set's {self._order.samples} samples are fewer than one global batch of "
                 f"{topology.global_batch}"
             )
-        self._epoch_of = epoch_of or (lambda: self._set_epoch)
-        self._set_epoch = 0
+        self._epoch_of = epoch_of
+        self._epoch = 0
         self._delivered = (0, 0)  # epoch, batches of it
-        self._start: Synchronized[int] = FORK.Value("q", 0)
-        plan = _TrainingPlan(self._order, topology, self._start)
-        crops = partial(_training_crops, augment, order.seed)
-        self._made = _worker_loader(
-            wds_pipeline=make_pipeline(plan, reader, crops, size=size),
-            workers=workers,
-            prefetch=prefetch,
-        )
-        self._stream: Iterator[Made] | None = None
-        self._next = -1  # tag of the batch that the stream yields next
+        self._start: Synchronized[int] = WORKERS.Value("q", 0)
+        plan = partial(_plan, self._order, topology, self._start)
+        crops = partial(_crops, augment, order.seed)
+        pipeline = make_pipeline(plan, reader, crops, size=size)
+        self._workers = Workers(pipeline, workers=workers, prefetch=prefetch)
+        self._workers.close_with(self)
+        self._next = -1  # tag of the batch that the workers deliver next
 
     def __len__(self) -> int:
         """Batches of a whole epoch, also while resuming in its middle."""
@@ -111,7 +104,7 @@ class StreamingLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration is of."""
-        self._set_epoch = epoch
+        self._epoch = epoch
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the rest of the epoch.
@@ -119,7 +112,7 @@ class StreamingLoader:
         A generator: the epoch is looked up when the first batch is asked for. Lightning calls
         iter() before it has restored its own epoch counter.
         """
-        epoch = self._epoch_of()
+        epoch = self._epoch if self._epoch_of is None else self._epoch_of()
         first = self._delivered[1] if self._delivered[0] == epoch else 0
         for number in range(first, len(self)):
             batch = self._get(epoch * len(self) + number)
@@ -171,142 +164,39 @@ class StreamingLoader:
         }
 
     def _get(self, tag: int) -> Batch:
-        """The batch of this tag: the stream's next one, or the first of a stream sent there."""
-        if self._stream is None or self._next != tag:
+        """The batch of this tag, wherever in the run it is."""
+        if tag != self._next:
             self._start.value = tag
-            self._stream = iter(self._made)
-        made = next(self._stream)
+            self._workers.restart()
+        self._next = -1  # for the case of an error
+        batch = self._workers.next(tag)
+        assert batch is not None, "the plan has no end"
         self._next = tag + 1
-        assert made.tag == tag, f"asked for batch {tag}, got {made.tag}"
-        if isinstance(made.batch, Exception):
-            self._stream = None
-            raise made.batch
-        return made.batch
+        return batch
 
 
-class ValidationLoader:
-    """Every sample of a split once, over all ranks; nothing padded, nothing left out."""
-
-    def __init__(
-        self,
-        reader: Reader,
-        *,
-        batch: int,
-        rank: int,
-        world: int,
-        resize: int,
-        size: int,
-        workers: int,
-        prefetch: int = 2,
-    ) -> None:
-        """batch: samples of a rank's batch. resize, size: shorter side and centre crop in pixels."""
-        self.samples = sum(reader.counts)
-        self._batches = validation_batches(self.samples, batch=batch, rank=rank, world=world)
-        plan = _ValidationPlan(self._batches, batch, self.samples)
-        crops = partial(_validation_crops, resize, size)
-        self._made = _worker_loader(
-            wds_pipeline=make_pipeline(plan, reader, crops, size=size),
-            workers=min(workers, len(self._batches)),
-            prefetch=prefetch,
-        )
-
-    def __len__(self) -> int:
-        """Batches of this rank."""
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield this rank's batches."""
-        for made in self._made:
-            if isinstance(made.batch, Exception):
-                raise made.batch
-            yield made.batch
-
-
-class _TrainingPlan:
+def _plan(
+    order: Order, topology: Topology, start: "Synchronized[int]"
+) -> Iterator[Planned]:
     """A worker's batches from `start` on, without end."""
-
-    def __init__(self, order: Order, topology: Topology, start: "Synchronized[int]") -> None:
-        self._order = order
-        self._topology = topology
-        self._start = start
-
-    def __iter__(self) -> Iterator[Planned]:
-        topology, lanes = self._topology, Lanes(self._order)
-        steps = self._order.steps(topology.global_batch)
-        worker, workers = _worker()
-        tag = self._start.value + worker
-        while True:
-            epoch, batch = divmod(tag, steps * topology.accumulate)
-            step, piece = divmod(batch, topology.accumulate)
-            numbers = self._order.part(
-                epoch=epoch,
-                step=step,
-                batch=topology.global_batch,
-                rank=topology.rank,
-                world=topology.world,
-                lanes=lanes,
-            )
-            mine = numbers[piece * topology.batch : (piece + 1) * topology.batch]
-            yield Planned(tag, epoch, mine)
-            tag += workers
+    lanes = Lanes(order)
+    epoch_batches = order.steps(topology.global_batch) * topology.accumulate
+    worker, workers = worker_place()
+    for tag in count(start.value + worker, workers):
+        epoch, batch = divmod(tag, epoch_batches)
+        step, piece = divmod(batch, topology.accumulate)
+        numbers = order.part(
+            epoch=epoch,
+            step=step,
+            batch=topology.global_batch,
+            rank=topology.rank,
+            world=topology.world,
+            lanes=lanes,
+        )
+        yield Planned(tag, epoch, numbers[piece * topology.batch : (piece + 1) * topology.batch])
 
 
-class _ValidationPlan:
-    """A worker's share of the rank's batches."""
-
-    def __init__(self, batches: range, batch: int, samples: int) -> None:
-        self._batches = batches
-        self._batch = batch
-        self._samples = samples
-
-    def __iter__(self) -> Iterator[Planned]:
-        worker, workers = _worker()
-        for number in self._batches[worker::workers]:
-            first = number * self._batch
-            yield Planned(number, 0, np.arange(first, min(first + self._batch, self._samples)))
-
-
-def _training_crops(
+def _crops(
     config: AugmentConfig, seed: int, numbers: Integers, facts: Facts, epoch: int
 ) -> Crops:
     return random_crops(numbers, facts.widths, facts.heights, config, seed=seed, epoch=epoch)
-
-
-def _validation_crops(resize: int, size: int, numbers: Integers, facts: Facts, epoch: int) -> Crops:
-    del numbers, epoch  # the same in every epoch
-    return centre_crops(facts.widths, facts.heights, resize=resize, size=size)
-
-
-def _worker() -> tuple[int, int]:
-    info = get_worker_info()
-    return (0, 1) if info is None else (info.id, info.num_workers)
-
-
-def _worker_loader(*, wds_pipeline: wds.DataPipeline, workers: int, prefetch: int) -> wds.WebLoader:
-    """Run the pipeline in worker processes, or in this process for 0 workers."""
-    parallel: dict[str, Any] = {}
-    if workers:
-        parallel = {
-            "multiprocessing_context": FORK,
-            "persistent_workers": True,
-            "prefetch_factor": prefetch,
-            "worker_init_fn": partial(_start_worker, os.getpid()),
-        }
-    return wds.WebLoader(
-        wds_pipeline,
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # or each start would draw from the global one
-        **parallel,
-    )
-
-
-def _start_worker(parent: int, worker: int) -> None:
-    del worker
-    worker_process(parent)
-
-
-def _as_it_is(made: Made) -> Made:
-    return made

@@ -164,12 +164,3 @@ class Lanes:
         if lane not in self._lanes:
             self._lanes[lane] = self._order.lane(epoch, lane)
         return self._lanes[lane]
-
-
-def validation_batches(samples: int, *, batch: int, rank: int, world: int) -> range:
-    """Numbers of the batches that a rank validates: contiguous parts, uneven by at most one batch.
-
-    Batch i holds samples i * batch to min((i + 1) * batch, samples): each exactly once, none padded.
-    """
-    total = -(-samples // batch)
-    return range(total * rank // world, total * (rank + 1) // world)

@@ -57,7 +57,7 @@ CropFunction = Callable[[Integers, Facts, int], Crops]
 
 
 def make_pipeline(
-    plan: Iterable[Planned], reader: Reader, crops: CropFunction, *, size: int
+    plan: Callable[[], Iterator[Planned]], reader: Reader, crops: CropFunction, *, size: int
 ) -> wds.DataPipeline:
     """The pipeline that makes each planned batch, in order, of size x size pixels; yields Made."""
     return wds.DataPipeline(plan, partial(_fetch, reader), partial(_decode, reader, crops, size))

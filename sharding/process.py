@@ -2,30 +2,52 @@
 
 import ctypes
 import multiprocessing
+import multiprocessing.context
+import multiprocessing.popen_fork
+import multiprocessing.process
 import os
 import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
 
-# A fork starts in milliseconds, with what the parent has read and planned already in place. What
-# must not cross it (CUDA, S3 clients) is made after it. Elsewhere than on Linux forks are fragile.
-FORK = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+
+class _Popen(multiprocessing.popen_fork.Popen):
+    """Workers are deaf to SIGTERM, so whoever ends one (multiprocessing at exit, torch) kills it."""
+
+    def terminate(self) -> None:
+        self.kill()
 
 
-def worker_process(parent: int) -> None:
+class _WorkerProcess(multiprocessing.context.ForkProcess):
+    @staticmethod
+    def _Popen(process_obj: multiprocessing.process.BaseProcess) -> _Popen:  # noqa: N802 (its name)
+        return _Popen(process_obj)
+
+
+class _WorkerContext(multiprocessing.context.ForkContext):
+    Process = _WorkerProcess
+
+
+# A fork starts in milliseconds, with what its parent has read and planned in place. What must not
+# cross it (CUDA, S3 clients) is made after it. Elsewhere than on Linux, forks are fragile.
+WORKERS: multiprocessing.context.BaseContext = (
+    _WorkerContext() if sys.platform == "linux" else multiprocessing.get_context("spawn")
+)
+
+
+def start_worker(parent: int) -> None:
     """Make this process a worker of `parent`: deaf to Ctrl-C and SIGTERM, gone when it is gone.
 
-    The parent decides when to stop and tells its workers by their queues. A signal sent to the
-    whole process group must not kill a worker under its parent's hands, and a parent killed with
-    SIGKILL must not leave workers that still write to its output.
+    A signal that goes to a whole process group must not kill workers under their parent's hands:
+    the parent decides when to stop. And a parent killed with SIGKILL must not leave workers that
+    still write to its output (on Linux; elsewhere they find their queue closed).
 
-    `parent` is the pid of the process that forked this one, taken before the fork.
+    `parent` is the pid of the process that starts this one, taken before the start.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(name, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died between our fork and the call above
+    if os.getppid() != parent:  # it died between our start and the call above
         os._exit(1)

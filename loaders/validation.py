@@ -1,0 +1,74 @@
+"""ValidationLoader: every sample of a split exactly once over all ranks.
+
+    7 batches, 3 ranks      rank 0: 0 1     rank 1: 2 3     rank 2: 4 5 6
+
+Nothing is padded and nothing is dropped; the last batch may be smaller.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+
+from loaders.augment import Crops, centre_crops
+from loaders.pipeline import Batch, Planned, make_pipeline
+from loaders.reader import Facts, Reader
+from loaders.workers import Workers, worker_place
+from sharding.streams import Integers
+
+
+def validation_batches(samples: int, *, batch: int, rank: int, world: int) -> range:
+    """PURE: numbers of the batches that a rank takes: contiguous, uneven by at most one.
+
+    Batch i holds samples i * batch to min((i + 1) * batch, samples) - 1.
+    """
+    total = -(-samples // batch)
+    return range(total * rank // world, total * (rank + 1) // world)
+
+
+class ValidationLoader:
+    """The validation batches of one rank."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        *,
+        batch: int,
+        rank: int = 0,
+        world: int = 1,
+        resize: int,
+        size: int,
+        workers: int,
+        prefetch: int = 2,
+    ) -> None:
+        """batch: samples of a rank's batch. resize, size: shorter side, centre crop, in pixels."""
+        samples = sum(reader.counts)
+        self._batches = validation_batches(samples, batch=batch, rank=rank, world=world)
+        plan = partial(_plan, self._batches, batch, samples)
+        pipeline = make_pipeline(plan, reader, partial(_crops, resize, size), size=size)
+        self._workers = Workers(
+            pipeline, workers=min(workers, len(self._batches)), prefetch=prefetch
+        )
+        self._workers.close_with(self)
+
+    def __len__(self) -> int:
+        """Batches of this rank."""
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield this rank's batches."""
+        self._workers.restart()
+        return iter(self._workers)
+
+
+def _plan(batches: range, batch: int, samples: int) -> Iterator[Planned]:
+    """A worker's share of its rank's batches."""
+    worker, workers = worker_place()
+    for number in batches[worker::workers]:
+        first = number * batch
+        yield Planned(number, 0, np.arange(first, min(first + batch, samples)))
+
+
+def _crops(resize: int, size: int, numbers: Integers, facts: Facts, epoch: int) -> Crops:
+    del numbers, epoch  # the same for each sample in every epoch
+    return centre_crops(facts.widths, facts.heights, resize=resize, size=size)

@@ -1,0 +1,89 @@
+"""The worker processes of a loader: started once, fed by a plan, gone with the loader."""
+
+import os
+import weakref
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import webdataset as wds
+from torch.utils.data import get_worker_info
+
+from loaders.pipeline import Batch, Made
+from sharding.process import WORKERS, start_worker
+
+
+def worker_place() -> tuple[int, int]:
+    """This worker's number and how many there are; (0, 1) in the process that iterates."""
+    info = get_worker_info()
+    return (0, 1) if info is None else (info.id, info.num_workers)
+
+
+class Workers:
+    """Runs a pipeline in worker processes, or in this process for 0 workers."""
+
+    def __init__(self, pipeline: wds.DataPipeline, *, workers: int, prefetch: int) -> None:
+        """prefetch: batches that each worker makes ahead."""
+        parallel: dict[str, Any] = {}
+        if workers:
+            parallel = {
+                "multiprocessing_context": WORKERS,
+                "persistent_workers": True,
+                "prefetch_factor": prefetch,
+                "worker_init_fn": partial(_start_worker, os.getpid()),
+            }
+        self._loader = wds.WebLoader(
+            pipeline,
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # without it each start would draw from the global one
+            **parallel,
+        )
+        self._stream: Iterator[Made] = iter(())
+
+    def restart(self) -> None:
+        """Begin the plan anew. Workers stay; what they made ahead is dropped."""
+        self._stream = iter(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the rest of the plan's batches."""
+        while (batch := self.next()) is not None:
+            yield batch
+
+    def next(self, tag: int | None = None) -> Batch | None:
+        """The next batch, which must have this tag; None at the plan's end.
+
+        Raises the error that a worker met in its place.
+        """
+        made = next(self._stream, None)
+        if made is None:
+            return None
+        assert tag in (None, made.tag), f"asked for batch {tag}, got {made.tag}"
+        if isinstance(made.batch, Exception):
+            raise made.batch
+        return made.batch
+
+    def close_with(self, owner: object) -> None:
+        """End the workers when `owner` is collected, or at the interpreter's exit.
+
+        torch ends workers when their iterator is deleted; one that is still referred to at exit
+        (from a traceback, say) would leave them to multiprocessing, whose kill torch reports as a
+        crash.
+        """
+        weakref.finalize(owner, self._close)
+
+    def _close(self) -> None:
+        self._stream = iter(())
+        self._loader.close()
+
+
+def _start_worker(parent: int, worker: int) -> None:
+    del worker
+    start_worker(parent)
+
+
+def _as_it_is(made: Made) -> Made:
+    return made
