@@ -12,6 +12,7 @@ from loaders.order import OrderConfig
 from loaders.reader import Reader, ShardReader
 from loaders.validation import ValidationLoader
 from sharding.dataset import PackedSplit
+from sharding.errors import DataError
 from sharding.manifest import Packing
 from sharding.source import scan
 
@@ -80,9 +81,18 @@ class ImageNetData(lightning.LightningDataModule):
         self.config = config
         self.train = open_reader(config, "train")
         self.val = open_reader(config, "val", self.train.classes)
+        if self.val.classes != self.train.classes:
+            raise DataError(
+                f"{config.root}: train and val have different classes ({len(self.train.classes)} "
+                f"and {len(self.val.classes)}); pack them together, from one folder"
+            )
         self._order = OrderConfig(seed=seed, lanes=config.lanes, window=config.window)
         self._batch_size = batch_size
         self._accumulate = accumulate
+
+    def steps(self, global_batch: int) -> int:
+        """Optimizer steps of a training epoch."""
+        return sum(self.train.counts) // global_batch
 
     def train_dataloader(self) -> StreamingLoader:
         """The loader takes its epoch from the trainer, which knows it also after a resume."""

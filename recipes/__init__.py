@@ -1,0 +1,1 @@
+"""Recipes: YAML files, and the schema that reads them."""

@@ -1,0 +1,121 @@
+"""Reads a recipe: YAML with one `base:` parent each, strict keys, overrides from the command line.
+
+Merging and type checks are OmegaConf's, on dataclasses that stand beside what they configure.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from loaders.datamodule import DataConfig
+from model.classifier import LossConfig, OptimConfig
+from model.networks import NetworkConfig
+from model.schedule import ScheduleConfig
+from model.trainer import TrainerConfig
+from sharding.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that decides a training run."""
+
+    name: str = "base"
+    """Names the run's folder."""
+    seed: int = 0
+    """Of the weights, the order and the augmentation."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: NetworkConfig = field(default_factory=NetworkConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 1 << 32:
+            raise ValueError(f"seed must be in 0..2^32-1, got {self.seed}")
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a file, its parents' values under its own, `section.key=value` over both.
+
+    Raises UsageError for a missing file, bad YAML, an unknown key (with the nearest known one),
+    a value of the wrong type or out of range.
+    """
+    merged = OmegaConf.structured(Recipe)
+    for source, values in [*_with_parents(path), *map(_override, overrides)]:
+        _check_keys(values, Recipe, source)
+        try:
+            OmegaConf.set_readonly(merged, False)
+            merged = OmegaConf.merge(merged, values)
+        except OmegaConfBaseException as error:
+            raise UsageError(f"{source}: {str(error).splitlines()[0]} ({error.full_key})") from error
+    try:
+        recipe = OmegaConf.to_object(merged)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{path}: {error}") from error
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
+def as_dict(recipe: Recipe) -> dict[str, Any]:
+    """Plain values, for YAML and for checkpoints."""
+    return dataclasses.asdict(recipe)
+
+
+def _with_parents(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(file, values) of the recipe and all its parents, the eldest first."""
+    chain: list[tuple[str, dict[str, Any]]] = []
+    while path not in [Path(source) for source, _ in chain]:
+        values = _read(path)
+        parent = values.pop("base", None)
+        chain.insert(0, (str(path), values))
+        if parent is None:
+            return chain
+        path = path.parent / str(parent)
+    raise UsageError(f"{path}: recipes are each other's base: {', '.join(s for s, _ in chain)}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise UsageError(f"there is no recipe {path}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} is no recipe: it has to hold sections like 'data:'")
+    return values
+
+
+def _override(text: str) -> tuple[str, dict[str, Any]]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise UsageError(f"{text!r} is no override; write section.key=value")
+    try:
+        nested: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{text!r}: the value is no YAML") from error
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return text, nested
+
+
+def _check_keys(values: Mapping[Any, Any], kind: type, source: str, prefix: str = "") -> None:
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for key, value in values.items():
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, 1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(fields)}"
+            raise UsageError(f"{source}: unknown key {prefix}{key}; {hint}")
+        section = fields[key].default_factory
+        if isinstance(section, type) and dataclasses.is_dataclass(section):
+            if not isinstance(value, Mapping):
+                raise UsageError(f"{source}: {prefix}{key} is a section, it cannot be {value!r}")
+            _check_keys(value, section, source, f"{prefix}{key}.")
