@@ -15,6 +15,7 @@ from model.networks import build_network
 from model.trainer import build_trainer
 from recipes.schema import load_recipe
 from sharding.errors import UsageError, reports_errors
+from sharding.store import atomic_file
 
 EXAMPLE = """example:
   python eval.py --config recipes/demo.yaml --checkpoint runs/demo/checkpoints/last.ckpt
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     _load_weights(model, options.checkpoint)
     samples = sum(data.val.counts)
-    trainer = build_trainer(recipe.trainer, run=None, val_samples=samples)
+    trainer = build_trainer(recipe.trainer, atomic_file=atomic_file, run=None, val_samples=samples)
     (metrics,) = trainer.validate(model, datamodule=data, verbose=False)
     _report({"checkpoint": str(options.checkpoint), "images": samples, **metrics}, options.json)
     return 0
@@ -72,7 +73,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, required=True, metavar="YAML", help="the recipe")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="PATH")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="any value of the recipe")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="any value of the recipe"
+    )
     return parser.parse_intermixed_args(arguments)
 
 

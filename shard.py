@@ -8,11 +8,12 @@ import re
 import sys
 from functools import lru_cache
 from pathlib import Path
+from typing import NoReturn
 
 from tqdm import tqdm
 
 from loaders.order import Order, OrderConfig
-from sharding.dataset import PackedSplit, open_splits
+from sharding.dataset import open_splits
 from sharding.errors import DataError, UsageError, reports_errors
 from sharding.manifest import Manifest, Packing, Shard
 from sharding.pack import pack
@@ -71,11 +72,13 @@ def main_pack(options: argparse.Namespace) -> int:
         with _bar(f"pack {split}", len(listing)) as bar:
             size = 0
 
-            def advance(shard: Shard, bar: "tqdm[None]" = bar) -> None:
+            def advance(shard: Shard, bar: "tqdm[NoReturn]" = bar) -> None:
                 nonlocal size
                 size += shard.bytes
                 bar.update(shard.samples)
-                bar.set_postfix_str(f"{size / 1e6 / max(bar.format_dict['elapsed'], 1e-3):.0f} MB/s")
+                bar.set_postfix_str(
+                    f"{size / 1e6 / max(bar.format_dict['elapsed'], 1e-3):.0f} MB/s"
+                )
 
             manifest = pack(
                 listing,
@@ -116,7 +119,10 @@ def main_verify(options: argparse.Namespace) -> int:
 
 def main_info(options: argparse.Namespace) -> int:
     """Say what is in a data set."""
-    facts = [_facts(split.manifest, split.store.url) for split in open_splits(options.destination).values()]
+    facts = [
+        _facts(split.manifest, split.store.url)
+        for split in open_splits(options.destination).values()
+    ]
     if options.json:
         print(json.dumps(facts, indent=1))
         return 0
@@ -141,25 +147,32 @@ def main_locate(options: argparse.Namespace) -> int:
     if options.step >= steps:
         raise UsageError(f"--step {options.step}: an epoch has {steps} steps, 0 to {steps - 1}")
     if options.global_batch % options.world:
-        raise UsageError(f"--global_batch {options.global_batch} is not divisible by --world {options.world}")
+        raise UsageError(
+            f"--global_batch {options.global_batch} is not divisible by --world {options.world}"
+        )
     shown = None if options.json else 1
     read_index = lru_cache(split.read_index)
     rows = []
     for rank in range(options.world):
         numbers = order.part(
-            epoch=options.epoch, step=options.step, batch=options.global_batch,
-            rank=rank, world=options.world,
+            epoch=options.epoch,
+            step=options.step,
+            batch=options.global_batch,
+            rank=rank,
+            world=options.world,
         )
         for number in numbers[:shown].tolist():
             shard, row = order.place(number)
             index = read_index(shard)
-            rows.append({
-                "rank": rank,
-                "shard": split.manifest.shards[shard].url,
-                "offset": int(index.table["offset"][row]),
-                "size": int(index.table["size"][row]),
-                "key": index.key(row),
-            })
+            rows.append(
+                {
+                    "rank": rank,
+                    "shard": split.manifest.shards[shard].url,
+                    "offset": int(index.table["offset"][row]),
+                    "size": int(index.table["size"][row]),
+                    "key": index.key(row),
+                }
+            )
     if options.json:
         print(json.dumps(rows, indent=1))
         return 0
@@ -167,8 +180,11 @@ def main_locate(options: argparse.Namespace) -> int:
         f"epoch {options.epoch}, step {options.step} of {steps}: "
         f"{options.global_batch // options.world} samples a rank, the first of each:"
     )
-    for row in rows:
-        print("rank {rank:<4} {shard}  offset {offset:>12}  {size:>8} bytes  {key}".format(**row))
+    for place in rows:
+        print(
+            f"rank {place['rank']:<4} {place['shard']}  offset {place['offset']:>12}  "
+            f"{place['size']:>8} bytes  {place['key']}"
+        )
     return 0
 
 
@@ -196,7 +212,7 @@ def _packed_classes(destination: str) -> tuple[str, ...] | None:
         return None
 
 
-def _bar(title: str, images: int) -> "tqdm[None]":
+def _bar(title: str, images: int) -> "tqdm[NoReturn]":
     """Progress on a terminal (images/s and time left); nothing elsewhere."""
     return tqdm(total=images, desc=title, unit=" images", disable=None, dynamic_ncols=True)
 
@@ -212,19 +228,36 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     sub = command("pack", main_pack, "turn an ImageFolder into shards")
-    sub.add_argument("source", type=Path, metavar="SRC", help="folder with train/ and val/, or one split")
-    sub.add_argument("destination", metavar="DST", help="folder for the shards; each split gets its own")
-    sub.add_argument("--shard_size", type=byte_size, default=Packing().shard_bytes, metavar="SIZE",
-                     help="of one shard, for example 256MB (default 128MB)")
+    sub.add_argument(
+        "source", type=Path, metavar="SRC", help="folder with train/ and val/, or one split"
+    )
+    sub.add_argument(
+        "destination", metavar="DST", help="folder for the shards; each split gets its own"
+    )
+    sub.add_argument(
+        "--shard_size",
+        type=byte_size,
+        default=Packing().shard_bytes,
+        metavar="SIZE",
+        help="of one shard, for example 256MB (default 128MB)",
+    )
     sub.add_argument("--max_samples", type=positive, metavar="N", help="samples a shard, at most")
-    sub.add_argument("--seed", type=natural, default=0, metavar="N", help="of the packer's shuffle (default 0)")
-    sub.add_argument("--workers", type=positive, default=cores, metavar="N", help="processes (default: cores)")
+    sub.add_argument(
+        "--seed", type=natural, default=0, metavar="N", help="of the packer's shuffle (default 0)"
+    )
+    sub.add_argument(
+        "--workers", type=positive, default=cores, metavar="N", help="processes (default: cores)"
+    )
 
     sub = command("verify", main_verify, "read every byte again and check it")
     sub.add_argument("destination", metavar="DST")
-    sub.add_argument("--workers", type=positive, default=cores, metavar="N", help="processes (default: cores)")
+    sub.add_argument(
+        "--workers", type=positive, default=cores, metavar="N", help="processes (default: cores)"
+    )
 
     sub = command("info", main_info, "say what is in a data set")
     sub.add_argument("destination", metavar="DST")
@@ -233,11 +266,21 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("locate", main_locate, "say where each rank's samples of a training step stand")
     sub.add_argument("destination", metavar="DST")
     sub.add_argument("--epoch", type=natural, required=True, metavar="E")
-    sub.add_argument("--step", type=natural, required=True, metavar="S", help="optimizer step in the epoch")
+    sub.add_argument(
+        "--step", type=natural, required=True, metavar="S", help="optimizer step in the epoch"
+    )
     sub.add_argument("--global_batch", type=positive, required=True, metavar="B")
-    sub.add_argument("--world", type=positive, default=1, metavar="W", help="number of ranks (default 1)")
+    sub.add_argument(
+        "--world", type=positive, default=1, metavar="W", help="number of ranks (default 1)"
+    )
     defaults = OrderConfig()
-    sub.add_argument("--seed", type=natural, default=defaults.seed, metavar="N", help="the run's seed (default 0)")
+    sub.add_argument(
+        "--seed",
+        type=natural,
+        default=defaults.seed,
+        metavar="N",
+        help="the run's seed (default 0)",
+    )
     sub.add_argument("--lanes", type=positive, default=defaults.lanes, metavar="N")
     sub.add_argument("--window", type=positive, default=defaults.window, metavar="N")
     sub.add_argument("--json", action="store_true", help="print every sample as JSON")

@@ -19,6 +19,7 @@ from model.schedule import lr_at
 from model.trainer import build_trainer
 from recipes.schema import Recipe, as_dict, load_recipe
 from sharding.errors import UsageError, reports_errors
+from sharding.store import atomic_file
 
 EXAMPLES = """examples:
   python train.py --config recipes/demo.yaml
@@ -73,6 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     trainer = build_trainer(
         recipe.trainer,
+        atomic_file=atomic_file,
         run=run,
         title=recipe.model.name,
         val_samples=sum(data.val.counts),
@@ -100,7 +102,7 @@ def _checkpoint(resume: str | None, run: Path | None) -> Path | None:
         if not Path(resume).is_file():
             raise UsageError(f"there is no checkpoint {resume}")
         return Path(resume)
-    if last is not None and last.exists() and rank_zero_only.rank == 0:
+    if last is not None and last.exists():
         raise UsageError(
             f"{run} holds a run already; go on with it (--resume auto), choose another folder "
             "(--run FOLDER) or remove it"
@@ -125,11 +127,22 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", type=Path, required=True, metavar="YAML", help="the recipe")
-    parser.add_argument("--resume", metavar="PATH|auto", help="checkpoint to go on from; auto: the run's last, if any")
-    parser.add_argument("--run", type=Path, metavar="FOLDER", help="for all output (default: runs/ and the recipe's name)")
+    parser.add_argument(
+        "--resume",
+        metavar="PATH|auto",
+        help="checkpoint to go on from; auto: the run's last, if any",
+    )
+    parser.add_argument(
+        "--run",
+        type=Path,
+        metavar="FOLDER",
+        help="for all output (default: runs/ and the recipe's name)",
+    )
     for flag, key in FLAGS.items():
         parser.add_argument(f"--{flag}", metavar="X", help=f"short for {key}=X")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="any value of the recipe")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="any value of the recipe"
+    )
     if not (sys.argv[1:] if arguments is None else arguments):
         parser.error(f"what shall be trained? Give a recipe\n\n{EXAMPLES}")
     options = parser.parse_intermixed_args(arguments)

@@ -46,7 +46,7 @@ class Crops(NamedTuple):
     flips: npt.NDArray[np.bool_]
     """(N,): mirror left and right."""
     exact: bool
-    """False: crop, then resize, decoding at a reduced scale where that covers the output (training).
+    """False: crop, then resize, decoded at a reduced scale that covers the output (training).
     True: what cutting the box out of the whole resized image gives (evaluation)."""
 
 
@@ -65,7 +65,13 @@ def uniforms(numbers: Integers, *, seed: int, epoch: int, copy: int = 0) -> Floa
 
 
 def random_crops(
-    numbers: Integers, widths: Integers, heights: Integers, config: AugmentConfig, *, seed: int, epoch: int
+    numbers: Integers,
+    widths: Integers,
+    heights: Integers,
+    config: AugmentConfig,
+    *,
+    seed: int,
+    epoch: int,
 ) -> Crops:
     """Boxes of torchvision's RandomResizedCrop and flips, for the samples of a batch.
 

@@ -73,7 +73,7 @@ def decode_into(
 def _reduce(
     image: Image.Image, box: tuple[float, float, float, float], width: int, height: int
 ) -> tuple[float, float, float, float]:
-    """Set a JPEG to decode at 1/2, 1/4 or 1/8 where the box still covers the output; scale the box."""
+    """Set a JPEG to decode at 1/2, 1/4 or 1/8 if the box still covers the output; scale the box."""
     covers = min((box[2] - box[0]) / width, (box[3] - box[1]) / height)
     factor = next((f for f in (8, 4, 2) if f <= covers), 1)
     if factor == 1 or image.format != "JPEG":

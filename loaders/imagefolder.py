@@ -59,4 +59,4 @@ class FolderReader:
         return str(self._listing.root / self._path(number))
 
     def _path(self, number: int) -> str:
-        return self._listing.paths[self._order[number]]
+        return self._listing.paths[int(self._order[number])]

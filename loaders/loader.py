@@ -175,9 +175,7 @@ class StreamingLoader:
         return batch
 
 
-def _plan(
-    order: Order, topology: Topology, start: "Synchronized[int]"
-) -> Iterator[Planned]:
+def _plan(order: Order, topology: Topology, start: "Synchronized[int]") -> Iterator[Planned]:
     """A worker's batches from `start` on, without end."""
     lanes = Lanes(order)
     epoch_batches = order.steps(topology.global_batch) * topology.accumulate
@@ -196,7 +194,5 @@ def _plan(
         yield Planned(tag, epoch, numbers[piece * topology.batch : (piece + 1) * topology.batch])
 
 
-def _crops(
-    config: AugmentConfig, seed: int, numbers: Integers, facts: Facts, epoch: int
-) -> Crops:
+def _crops(config: AugmentConfig, seed: int, numbers: Integers, facts: Facts, epoch: int) -> Crops:
     return random_crops(numbers, facts.widths, facts.heights, config, seed=seed, epoch=epoch)

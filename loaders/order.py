@@ -3,15 +3,15 @@
 Everything random is computed from (seed, epoch); nothing is drawn from a buffer, so the position in
 an epoch is one integer and any position can be the first one.
 
-1. Deal, once for a run: permute the shards, lay them end to end, cut the line of N samples into L
-   lanes whose lengths differ by at most one. A lane is a list of segments (parts of shards).
+1. Deal, once for a run: permute the shards, lay them end to end, and cut the line of N samples
+   into L lanes whose lengths differ by at most one. A lane is a list of segments (parts of shards).
 
-       line     |----shard 4----|--shard 0--|------shard 2------|--shard 1--|-shard 3-|
-       lanes    |-------- lane 0 --------|-------- lane 1 --------|------ lane 2 -----|
+       line     |----shard 4----|--shard 0--|-----shard 2-----|--shard 1--|-shard 3-|
+       lanes    |------- lane 0 -------|------- lane 1 -------|------ lane 2 ------|
 
 2. Each epoch, in each lane: permute its segments, permute the samples inside each segment, then
-   mix neighbours: a sample moves by less than `window` places. So a lane has about two shards open.
-3. Position g of the epoch is sample g // L of lane g % L. Batch s of size B is positions sB..(s+1)B.
+   mix neighbours: a sample moves by less than `window` places, so a lane has some two shards open.
+3. Position g of the epoch is sample g // L of lane g % L; batch s of size B is positions sB..sB+B-1.
 4. A batch is sorted by lane, and rank r of W takes its r-th W-th part, so ranks of one node read
    neighbouring lanes, and the batch holds the same samples whatever W is.
 
@@ -121,7 +121,14 @@ class Order:
         return numbers[np.argsort(keys, kind="stable")]
 
     def part(
-        self, *, epoch: int, step: int, batch: int, rank: int, world: int, lanes: "Lanes | None" = None
+        self,
+        *,
+        epoch: int,
+        step: int,
+        batch: int,
+        rank: int,
+        world: int,
+        lanes: "Lanes | None" = None,
     ) -> Integers:
         """Numbers (int64) of rank's samples of global batch `step`, in the batch's order.
 

@@ -1,7 +1,6 @@
 """Sample number -> verified bytes: one row of an index and one ranged read."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple, Protocol
@@ -32,7 +31,7 @@ class Facts(NamedTuple):
 class Reader(Protocol):
     """A split's samples by number: 0 to sum(counts) - 1, in manifest order."""
 
-    counts: Sequence[int]
+    counts: list[int]
     """Samples of each shard."""
     digest: str
     """Identity of the data set."""
@@ -43,7 +42,7 @@ class Reader(Protocol):
         ...
 
     def read(self, number: int) -> bytes:
-        """The image's bytes. Raises DataError, naming the sample, if they are not the packed ones."""
+        """The image's bytes. Raises DataError, naming the sample, if they were changed."""
         ...
 
     def key(self, number: int) -> str:
@@ -96,8 +95,8 @@ class ShardReader:
                 return data
         raise DataError(
             f"{self.describe(number)}: the bytes were changed or damaged (XXH3-64 "
-            f"{xxhash.xxh3_64_intdigest(data):016x}, the index says {xxh3:016x}); `shard.py verify` "
-            "finds all such places"
+            f"{xxhash.xxh3_64_intdigest(data):016x}, the index says {xxh3:016x}); `shard.py "
+            "verify` finds all such places"
         )
 
     def key(self, number: int) -> str:

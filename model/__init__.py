@@ -1,1 +1,1 @@
-"""What is trained and how: networks, the LightningModule, the schedule, checkpoints, the trainer."""
+"""What is trained and how: network, LightningModule, schedule, checkpoints, trainer."""

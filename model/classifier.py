@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torchmetrics import MeanMetric, SumMetric
+from torchmetrics import MeanMetric, Metric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 # Of ImageNet's training images, in 0..255 (torchvision's numbers).
@@ -59,6 +59,9 @@ class ImageBatch(Protocol):
 class Classifier(lightning.LightningModule):
     """Trains and validates a network on batches of uint8 images."""
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(
         self,
         network: nn.Module,
@@ -97,7 +100,7 @@ class Classifier(lightning.LightningModule):
         loss = cross_entropy(logits, batch.labels, label_smoothing=self._loss.label_smoothing)
         self.train_acc1(logits, batch.labels)
         self.train_acc5(logits, batch.labels)
-        metrics = {
+        metrics: dict[str, torch.Tensor | Metric | float] = {
             "train/loss": loss.detach(),
             "train/acc1": self.train_acc1,
             "train/acc5": self.train_acc5,
@@ -129,14 +132,13 @@ class Classifier(lightning.LightningModule):
 
         Here and not in validation_step, because a rank without a single batch has to take part.
         """
-        self.log_dict(
-            {
-                "val/loss": self.val_loss,
-                "val/acc1": self.val_acc1,
-                "val/acc5": self.val_acc5,
-                "val/seen": self.val_seen,
-            }
-        )
+        metrics: dict[str, torch.Tensor | Metric | float] = {
+            "val/loss": self.val_loss,
+            "val/acc1": self.val_acc1,
+            "val/acc5": self.val_acc5,
+            "val/seen": self.val_seen,
+        }
+        self.log_dict(metrics)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """SGD, its rate set before each optimizer step by the schedule."""
@@ -149,7 +151,10 @@ class Classifier(lightning.LightningModule):
             weight_decay=optim.weight_decay,
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_of)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
 
 def _accuracy(classes: int, top: int) -> MulticlassAccuracy:

@@ -24,7 +24,7 @@ class NetworkConfig:
 
 def build_network(config: NetworkConfig, classes: int) -> nn.Module:
     """A freshly initialized network: (N, 3, H, W) float -> (N, classes) logits."""
-    network: ResNet
+    network: nn.Module
     if config.name == "resnet10":
         network = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=classes)
     else:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, cast, get_args
 
 import lightning
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -13,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from model.callbacks import EpochSummary, ExactValidation, SampleTrace
-from model.checkpoint import LAST, AtomicCheckpointIO
+from model.checkpoint import LAST, AtomicCheckpointIO, AtomicFile
 
 # What every run would print and no user can act on.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -21,8 +22,9 @@ logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated")
 warnings.filterwarnings("ignore", message=".*`broadcast_buffers` is deprecated")  # by torch 2.15
 warnings.filterwarnings("ignore", message=".*does not have many workers")  # the recipe's choice
+warnings.filterwarnings("ignore", message="Checkpoint directory .* exists")  # a resumed run's does
 
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +62,9 @@ class TrainerConfig:
         ):  # fmt: skip
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
-        if self.precision not in PRECISIONS:
+        if self.precision not in get_args(Precision):
             raise ValueError(
-                f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
+                f"precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}"
             )
         for field in ("val_check_interval", "limit_train_batches", "limit_val_batches"):
             if not 0 < getattr(self, field) <= 1:
@@ -82,6 +84,7 @@ class TrainerConfig:
 def build_trainer(
     config: TrainerConfig,
     *,
+    atomic_file: AtomicFile,
     run: Path | None,
     title: str = "",
     val_samples: int,
@@ -125,7 +128,7 @@ def build_trainer(
         num_nodes=config.nodes,
         # Without the broadcast of buffers: see Classifier.on_validation_epoch_start.
         strategy=DDPStrategy(broadcast_buffers=False) if config.world > 1 else "auto",
-        precision=config.precision,
+        precision=cast("Precision", config.precision),
         accumulate_grad_batches=config.accumulate,
         val_check_interval=config.val_check_interval,
         limit_train_batches=config.limit_train_batches,
@@ -139,5 +142,5 @@ def build_trainer(
         enable_model_summary=False,
         enable_progress_bar=on_terminal,
         use_distributed_sampler=False,  # the loaders know their rank
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(atomic_file)],
     )

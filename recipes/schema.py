@@ -55,7 +55,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             OmegaConf.set_readonly(merged, False)
             merged = OmegaConf.merge(merged, values)
         except OmegaConfBaseException as error:
-            raise UsageError(f"{source}: {str(error).splitlines()[0]} ({error.full_key})") from error
+            raise UsageError(
+                f"{source}: {str(error).splitlines()[0]} ({error.full_key})"
+            ) from error
     try:
         recipe = OmegaConf.to_object(merged)
     except (ValueError, TypeError) as error:

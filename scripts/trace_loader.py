@@ -99,19 +99,29 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("data", metavar="DST", help="folder that holds train/")
     parser.add_argument("--global_batch", type=positive, required=True, metavar="B")
     parser.add_argument("--world", type=positive, default=1, metavar="W", help="ranks (default 1)")
-    parser.add_argument("--workers", type=natural, default=0, metavar="K", help="of each rank (default 0)")
-    parser.add_argument("--accumulate", type=positive, default=1, metavar="A", help="batches a step (default 1)")
+    parser.add_argument(
+        "--workers", type=natural, default=0, metavar="K", help="of each rank (default 0)"
+    )
+    parser.add_argument(
+        "--accumulate", type=positive, default=1, metavar="A", help="batches a step (default 1)"
+    )
     parser.add_argument("--epoch", type=natural, default=0, metavar="E")
-    parser.add_argument("--from", type=natural, default=0, dest="first", metavar="S", help="first step")
+    parser.add_argument(
+        "--from", type=natural, default=0, dest="first", metavar="S", help="first step"
+    )
     parser.add_argument("--steps", type=natural, metavar="N", help="default: to the epoch's end")
-    parser.add_argument("--image_size", type=positive, default=224, metavar="P", help="pixels (default 224)")
+    parser.add_argument(
+        "--image_size", type=positive, default=224, metavar="P", help="pixels (default 224)"
+    )
     parser.add_argument("--keys", action="store_true", help="print the samples' keys, too")
     parser.add_argument("--json", action="store_true", help="print JSON lines")
     parser.add_argument("--seed", type=natural, default=order.seed, help="of the run (default 0)")
     parser.add_argument("--lanes", type=positive, default=order.lanes, metavar="N")
     parser.add_argument("--window", type=positive, default=order.window, metavar="N")
     parser.add_argument(
-        "--format", choices=FORMATS, default="shards",
+        "--format",
+        choices=FORMATS,
+        default="shards",
         help="imagefolder: DST is an ImageFolder; the next three say how it would be packed",
     )
     parser.add_argument("--shard_size", type=byte_size, default=packing.shard_bytes, metavar="SIZE")

@@ -47,7 +47,8 @@ class PackedSplit:
             raise DataError(f"{self.where(shard)} is missing; {_REMEDY}") from error
         if blob.size != expected:
             raise DataError(
-                f"{self.where(shard)} has {blob.size} bytes, the manifest says {expected}; {_REMEDY}"
+                f"{self.where(shard)} has {blob.size} bytes, the manifest says {expected}; "
+                f"{_REMEDY}"
             )
         return blob
 

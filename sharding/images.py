@@ -57,7 +57,10 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     while at + 9 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker in _FRAME:
-            height, width = int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9])
+            height, width = (
+                int.from_bytes(data[at + 5 : at + 7]),
+                int.from_bytes(data[at + 7 : at + 9]),
+            )
             return (width, height) if width and height else None
         if marker == 0xFF:  # fill byte
             at += 1

@@ -67,7 +67,11 @@ class SampleIndex:
             )
         try:
             table = np.load(io.BytesIO(data), allow_pickle=False)
-            if table.ndim != 1 or table.dtype.descr[:-1] != _FIELDS or table.dtype.names[-1] != "key":
+            if (
+                table.ndim != 1
+                or table.dtype.descr[:-1] != _FIELDS
+                or table.dtype.names[-1] != "key"
+            ):
                 raise ValueError(f"its layout is {table.dtype} with {table.ndim} dimensions")
             if len(table) != shard.samples:
                 raise ValueError(f"it has {len(table)} rows, the manifest says {shard.samples}")

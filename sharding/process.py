@@ -13,7 +13,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class _Popen(multiprocessing.popen_fork.Popen):
-    """Workers are deaf to SIGTERM, so whoever ends one (multiprocessing at exit, torch) kills it."""
+    """Workers are deaf to SIGTERM, so who ends one (torch, or multiprocessing at exit) kills it."""
 
     def terminate(self) -> None:
         self.kill()

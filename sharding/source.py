@@ -91,7 +91,9 @@ def _class_folders(root: Path) -> list[str]:
         with os.scandir(root) as entries:
             names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(f"{root} is no folder; give an ImageFolder: SRC/<class>/<image>") from error
+        raise UsageError(
+            f"{root} is no folder; give an ImageFolder: SRC/<class>/<image>"
+        ) from error
     if not names:
         raise UsageError(f"{root} has no class folders; an ImageFolder is SRC/<class>/<image>")
     for name in names:
@@ -99,7 +101,9 @@ def _class_folders(root: Path) -> list[str]:
     return names
 
 
-def _walk(folder: Path, relative: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, int]]:
+def _walk(
+    folder: Path, relative: str, above: frozenset[tuple[int, int]]
+) -> Iterator[tuple[str, int]]:
     """Relative path and size of every file below; `above` are the folders that we came through."""
     status = folder.stat()
     identity = (status.st_dev, status.st_ino)
@@ -127,4 +131,6 @@ def _check_utf8(name: str, folder: Path) -> None:
     try:
         name.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"a name in {folder} is not UTF-8: {os.fsencode(name)!r}; rename it") from error
+        raise DataError(
+            f"a name in {folder} is not UTF-8: {os.fsencode(name)!r}; rename it"
+        ) from error

@@ -40,8 +40,11 @@ class Store(Protocol):
         ...
 
     def create(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """A stream to write. The object appears whole when the block ends without an exception,
-        replacing one of the same name; otherwise nothing of it stays."""
+        """A stream to write.
+
+        The object appears whole, replacing one of the same name, when the block ends without an
+        exception; otherwise nothing of it stays.
+        """
         ...
 
     def delete(self, name: str) -> None:
@@ -65,6 +68,31 @@ def locate(base: Store, url: str) -> tuple[Store, str]:
     if not name or name in {".", ".."}:
         raise DataError(f"{url!r} is no name of a shard")
     return (open_store(folder or "/"), name) if slash else (base, name)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Write a file that appears whole, when the block ends well, or not at all.
+
+    Temporary file in the same folder, fsync, rename, fsync of the folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY_PREFIX)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fchmod(stream.fileno(), 0o644)  # mkstemp's 0600 would hide it from colleagues
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 class LocalBlob:
@@ -125,26 +153,9 @@ class LocalStore:
         """See Store."""
         return LocalBlob(self.root / name)
 
-    @contextmanager
-    def create(self, name: str) -> Iterator[BinaryIO]:
-        """See Store. Temporary file in the same folder, fsync, rename, fsync of the folder."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=self.root, prefix=TEMPORARY_PREFIX)
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                yield stream
-                stream.flush()
-                os.fchmod(stream.fileno(), 0o644)  # mkstemp's 0600 hides a shard from colleagues
-                os.fsync(stream.fileno())
-            os.replace(temporary, self.root / name)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-        folder = os.open(self.root, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    def create(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """See Store."""
+        return atomic_file(self.root / name)
 
     def delete(self, name: str) -> None:
         """See Store."""

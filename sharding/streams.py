@@ -23,7 +23,9 @@ class Purpose(IntEnum):
     AUGMENT = 6  # crops and flips
 
 
-def raw(count: int, *, seed: int, purpose: Purpose, epoch: int = 0, item: int = 0) -> npt.NDArray[np.uint64]:
+def raw(
+    count: int, *, seed: int, purpose: Purpose, epoch: int = 0, item: int = 0
+) -> npt.NDArray[np.uint64]:
     """`count` uniform 64-bit words of the stream that these four integers name."""
     if not (0 <= seed < 1 << 64 and 0 <= epoch < 1 << 24 and 0 <= item < 1 << 32):
         raise ValueError(
@@ -34,6 +36,8 @@ def raw(count: int, *, seed: int, purpose: Purpose, epoch: int = 0, item: int = 
     return words
 
 
-def permutation(count: int, *, seed: int, purpose: Purpose, epoch: int = 0, item: int = 0) -> Integers:
+def permutation(
+    count: int, *, seed: int, purpose: Purpose, epoch: int = 0, item: int = 0
+) -> Integers:
     """A permutation of 0..count-1 (int64), drawn from the stream."""
     return np.argsort(raw(count, seed=seed, purpose=purpose, epoch=epoch, item=item), kind="stable")

@@ -76,7 +76,7 @@ def _block(name: bytes, size: int, kind: bytes) -> bytes:
 
 
 def _pax_record(key: bytes, value: bytes) -> bytes:
-    """`LENGTH key=value\\n`, where LENGTH counts the whole record, its own digits included."""
+    r"""`LENGTH key=value\n`, where LENGTH counts the whole record, its own digits included."""
     rest = b" %b=%b\n" % (key, value)
     length = len(rest)
     while length != len(rest) + len(str(length)):

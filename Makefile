@@ -1,0 +1,50 @@
+# `make help` lists what there is to do. Everything runs in .venv, which is made when it is missing.
+PYTHON := .venv/bin/python
+SHELL := /bin/bash
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format quick-test test-data train-local clean
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: .venv/ready ## make .venv (about 3 minutes)
+
+.venv/ready: pyproject.toml constraints.txt scripts/env_setup.sh
+	scripts/env_setup.sh
+
+demo: .venv/ready ## pack, train, be killed, resume and evaluate on real images, without a GPU (3 minutes)
+	$(PYTHON) scripts/demo.py
+
+test: .venv/ready ## run the tests
+	$(PYTHON) -m pytest -q
+
+check: .venv/ready ## format, lint, types
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+
+format: .venv/ready ## format the code
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+quick-test: data/digits-shards ## train and validate on one batch of the digits
+	$(PYTHON) train.py --config recipes/demo.yaml --devices 1 trainer.fast_dev_run=true
+
+test-data: data/digits-shards ## check every byte of the data in DATA, and time the loader (DATA=data/digits-shards)
+	$(PYTHON) shard.py info $(DATA)
+	$(PYTHON) shard.py verify $(DATA)
+	$(PYTHON) scripts/trace_loader.py $(DATA) --global_batch 64 --workers 2 --steps 3
+
+train-local: .venv/ready ## train recipes/local.yaml on the data in DATA
+	$(PYTHON) train.py --config recipes/local.yaml --resume auto $(if $(filter command line,$(origin DATA)),data.root=$(DATA))
+
+DATA ?= data/digits-shards
+
+data/digits-shards: .venv/ready
+	rm -rf data/digits
+	$(PYTHON) scripts/make_demo_dataset.py data/digits
+	$(PYTHON) shard.py pack data/digits $@ --shard_size 300KB
+
+clean: ## remove what the demo and quick-test made
+	rm -rf demo data/digits data/digits-shards

@@ -1,0 +1,240 @@
+#!/usr/bin/env python3
+"""The whole system on real images in a few minutes: pack, train, be killed, resume, evaluate.
+
+make demo
+"""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import torch
+
+from loaders.datamodule import open_reader
+from loaders.loader import StreamingLoader, Topology
+from loaders.order import Order, OrderConfig
+from loaders.reader import Reader
+from recipes.schema import Recipe, load_recipe
+from sharding.dataset import PackedSplit
+from sharding.errors import reports_errors
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+DEMO = Path("demo")
+RECIPE = Path("recipes/demo.yaml")
+SHARDS = DEMO / "shards"
+RUN = DEMO / "run"
+LAST = RUN / "checkpoints" / "last.ckpt"
+KILL_AT_STEP = 52  # in the middle of the third epoch, two steps behind a checkpoint
+
+
+@reports_errors
+def main() -> int:
+    """Run the demo; exit status 1 if anything is not as it must be."""
+    shutil.rmtree(DEMO, ignore_errors=True)
+    overrides = [f"data.root={SHARDS}"]
+    recipe = load_recipe(RECIPE, overrides)
+    train = ["train.py", "--config", str(RECIPE), "--run", str(RUN), *overrides]
+
+    say("1. Make a data set: handwritten digits as an ImageFolder of JPEG files.")
+    run("scripts/make_demo_dataset.py", str(DEMO / "digits"))
+    say("2. Pack it: tar shards, an index beside each, the manifest last.")
+    run("shard.py", "pack", str(DEMO / "digits"), str(SHARDS), "--shard_size", "300KB")
+    say("3. Train with 2 processes, and kill them all with SIGKILL in the middle of an epoch.")
+    began = time.monotonic()
+    train_and_kill(train, at_step=KILL_AT_STEP)
+    state = loader_state()
+    say("4. Resume from the last checkpoint with 1 process, same global batch.")
+    resumed = ["--resume", "auto", "--devices", "1"]
+    run(*train, *resumed, "--batch_size", str(recipe.trainer.global_batch))
+    seconds = time.monotonic() - began
+    say("5. Evaluate: every validation image exactly once.")
+    evaluation = ["--config", str(RECIPE), "--checkpoint", str(LAST), "--json", *overrides]
+    output = run("eval.py", *evaluation, "trainer.devices=1", quiet=True)
+    metrics = json.loads(output.splitlines()[-1])
+    say("6. Compare the samples of every step with those of a run that nothing disturbed.")
+    exact, repeated = compare_order(recipe)
+    say("7. Draw the curves.")
+    picture = plot_curves()
+
+    order = order_of(recipe)
+    global_step, batch = state["global_step"], recipe.trainer.global_batch
+    first = int(
+        order.part(epoch=state["epoch"], step=state["step"], batch=batch, rank=0, world=1)[0]
+    )
+    split = PackedSplit.open(f"{SHARDS}/train")
+    shard, row = order.place(first)
+    offset = int(split.read_index(shard).table["offset"][row])
+    steps = recipe.trainer.epochs * order.steps(batch)
+    images = (steps + repeated) * batch
+    accuracy = metrics["val/acc1"]
+    print_table(
+        {
+            "training": f"{steps} steps of {batch} images, {recipe.trainer.epochs} epochs",
+            "killed (SIGKILL)": f"2 processes, at step {KILL_AT_STEP} or just behind it",
+            "resumed": f"1 process, at epoch {state['epoch']}, step {state['step']} of it "
+            f"(step {global_step} of the run)",
+            "  first sample": f"{split.manifest.shards[shard].url}, byte offset {offset}",
+            "  repeated": f"{repeated} steps since the last checkpoint",
+            "order of samples": "as undisturbed, sample for sample" if exact else "DIFFERENT",
+            "validation": f"{metrics['images']} images, top-1 {accuracy:.2%}",
+            "speed": f"{images / seconds:.0f} images/s over steps 3 and 4, start-up included",
+            "curves": str(picture),
+        }
+    )
+    return 0 if exact and accuracy >= 0.97 and metrics["images"] == metrics["val/seen"] else 1
+
+
+def say(text: str) -> None:
+    """Print a heading."""
+    print(f"\n{text}", flush=True)
+
+
+def run(program: str, *arguments: str, quiet: bool = False) -> str:
+    """Run one of our programs and show its command; its output is returned if `quiet`."""
+    print(f"   $ python {program} {' '.join(arguments)}", flush=True)
+    done = subprocess.run(
+        [sys.executable, program, *arguments],
+        stdout=subprocess.PIPE if quiet else None,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise ChildProcessError(f"{program} ended with exit status {done.returncode}")
+    return done.stdout or ""
+
+
+def train_and_kill(command: list[str], *, at_step: int) -> None:
+    """Start training, wait until the step's line is in the trace, kill the whole process group."""
+    print(f"   $ python {' '.join(command)}", flush=True)
+    process = subprocess.Popen([sys.executable, *command], start_new_session=True)
+    trace = RUN / "samples-rank0.jsonl"
+    while not trace.exists() or trace.read_bytes().count(b"\n") <= at_step:
+        if process.poll() is not None:
+            raise ChildProcessError(f"training ended by itself with status {process.returncode}")
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    print("   killed", flush=True)
+
+
+def loader_state() -> dict[str, int]:
+    """Where the last checkpoint stands: epoch, optimizer step in it, and of the run."""
+    checkpoint = torch.load(LAST, map_location="cpu", weights_only=True)
+    (state,) = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]
+    return {
+        "epoch": state["epoch"],
+        "step": state["position"] // state["global_batch"],
+        "global_step": checkpoint["global_step"],
+    }
+
+
+def order_of(recipe: Recipe) -> Order:
+    """The order of the training split under the recipe's seed."""
+    reader = open_reader(recipe.data, "train")
+    return Order(reader.counts, order_config(recipe))
+
+
+def order_config(recipe: Recipe) -> OrderConfig:
+    """The recipe's part of the order."""
+    return OrderConfig(seed=recipe.seed, lanes=recipe.data.lanes, window=recipe.data.window)
+
+
+def compare_order(recipe: Recipe) -> tuple[bool, int]:
+    """Whether each step used the samples of an undisturbed run, and how many steps came twice."""
+    used: dict[int, list[tuple[str, ...]]] = {}
+    lines = [read_trace(rank) for rank in range(recipe.trainer.devices)]
+    # Rank 0 wrote the lines of both runs. While there were two, rank 1's part belongs behind its.
+    parts = [{line["step"]: line["keys"] for line in rank} for rank in lines[1:]]
+    for line in lines[0]:
+        keys = line["keys"]
+        if len(keys) < recipe.trainer.global_batch:
+            keys = keys + [key for part in parts for key in part.get(line["step"], [])]
+        used.setdefault(line["step"], []).append(tuple(keys))
+    undisturbed = [tuple(step) for step in undisturbed_steps(recipe)]
+    right = len(used) == len(undisturbed) and all(
+        # The step in which the kill fell may lack the other rank's line.
+        all(keys == undisturbed[step][: len(keys)] for keys in runs)
+        and runs[-1] == undisturbed[step]
+        for step, runs in used.items()
+    )
+    return right, sum(len(runs) - 1 for runs in used.values())
+
+
+def read_trace(rank: int) -> list[dict[str, Any]]:
+    """The lines that a rank wrote, whole ones only."""
+    text = (RUN / f"samples-rank{rank}.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def undisturbed_steps(recipe: Recipe) -> list[list[str]]:
+    """Keys of every step, from the real loader in one process, from the beginning to the end."""
+    reader: Reader = open_reader(recipe.data, "train")
+    loader = StreamingLoader(
+        reader,
+        order=order_config(recipe),
+        augment=recipe.data.augment,
+        topology=Topology(global_batch=recipe.trainer.global_batch),
+        size=recipe.data.train_size,
+        workers=0,
+    )
+    steps = []
+    for epoch in range(recipe.trainer.epochs):
+        loader.set_epoch(epoch)
+        steps += [[reader.key(n) for n in batch.numbers.tolist()] for batch in loader]
+    return steps
+
+
+def read_metrics() -> dict[str, dict[int, float]]:
+    """Each metric by step, from the CSV files of both runs; the resumed run's values count."""
+    metrics: dict[str, dict[int, float]] = {}
+    for version in sorted(RUN.glob("csv/version_*/metrics.csv")):
+        with version.open() as stream:
+            for row in csv.DictReader(stream):
+                for name, value in row.items():
+                    if value and name not in {"step", "epoch"}:
+                        metrics.setdefault(name, {})[int(row["step"])] = float(value)
+    return metrics
+
+
+def plot_curves() -> Path:
+    """Loss and accuracy over the steps of both runs, as a PNG."""
+    metrics = read_metrics()
+    figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
+    for axes, names, title in (
+        (losses, ("train/loss", "val/loss"), "loss"),
+        (accuracies, ("train/acc1", "val/acc1"), "top-1 accuracy"),
+    ):
+        for name in names:
+            curve = sorted(metrics[name].items())
+            style = {"marker": "o"} if name.startswith("val") else {"alpha": 0.6}
+            axes.plot(*zip(*curve, strict=True), label=name, **style)
+        axes.axvline(KILL_AT_STEP, color="grey", linestyle=":", label="killed, resumed")
+        axes.set(title=title, xlabel="optimizer step")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    picture = DEMO / "curves.png"
+    figure.savefig(picture, dpi=120)
+    return picture
+
+
+def print_table(rows: dict[str, str]) -> None:
+    """Two columns."""
+    width = max(map(len, rows))
+    print("\n" + "-" * 78)
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {value}")
+    print("-" * 78)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
