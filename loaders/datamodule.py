@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import lightning
 
 from loaders.augment import AugmentConfig
 from loaders.imagefolder import FolderReader
-from loaders.loader import StreamingLoader, Topology
-from loaders.order import OrderConfig
+from loaders.loader import StreamingLoader, Topology, check_identity, run_identity
+from loaders.order import Order, OrderConfig
 from loaders.reader import Reader, ShardReader
 from loaders.validation import ValidationLoader
 from sharding.dataset import PackedSplit
@@ -91,8 +92,20 @@ class ImageNetData(lightning.LightningDataModule):
         self._accumulate = accumulate
 
     def steps(self, global_batch: int) -> int:
-        """Optimizer steps of a training epoch."""
-        return sum(self.train.counts) // global_batch
+        """Optimizer steps of a training epoch. Raises UsageError if there is not even one."""
+        return Order(self.train.counts, self._order).steps(global_batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run has to agree with.
+
+        The loader's state says the same, but Lightning leaves it out when a checkpoint was made at
+        an epoch's end.
+        """
+        return run_identity(self.train, self._order, self._topology().global_batch)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raise UsageError if the checkpoint is of another data set, order or global batch."""
+        check_identity(state_dict, self.state_dict())
 
     def train_dataloader(self) -> StreamingLoader:
         """The loader takes its epoch from the trainer, which knows it also after a resume."""
@@ -102,12 +115,7 @@ class ImageNetData(lightning.LightningDataModule):
             self.train,
             order=self._order,
             augment=self.config.augment,
-            topology=Topology(
-                global_batch=self._batch_size * self._accumulate * trainer.world_size,
-                rank=trainer.global_rank,
-                world=trainer.world_size,
-                accumulate=self._accumulate,
-            ),
+            topology=self._topology(),
             size=self.config.train_size,
             workers=self.config.num_workers,
             prefetch=self.config.prefetch,
@@ -126,4 +134,14 @@ class ImageNetData(lightning.LightningDataModule):
             size=self.config.val_size,
             workers=self.config.num_workers,
             prefetch=self.config.prefetch,
+        )
+
+    def _topology(self) -> Topology:
+        assert self.trainer is not None
+        world = self.trainer.world_size
+        return Topology(
+            global_batch=self._batch_size * self._accumulate * world,
+            rank=self.trainer.global_rank,
+            world=world,
+            accumulate=self._accumulate,
         )

@@ -8,11 +8,11 @@ there; when training goes on elsewhere (a resumed run, an epoch cut short) they 
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from ctypes import c_int64
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
-from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
 from loaders.augment import AugmentConfig, Crops, random_crops
@@ -23,7 +23,7 @@ from loaders.reader import Facts, Reader
 from loaders.workers import Workers, worker_place
 from sharding.errors import UsageError
 from sharding.manifest import ORDER_VERSION
-from sharding.process import WORKERS
+from sharding.process import FROM_SERVER
 from sharding.streams import Integers
 
 
@@ -53,6 +53,27 @@ class Topology:
         return self.global_batch // (self.world * self.accumulate)
 
 
+def run_identity(reader: Reader, order: OrderConfig, global_batch: int) -> dict[str, Any]:
+    """What has to stay the same for a run to go on: data, order and global batch."""
+    return {
+        "order_version": ORDER_VERSION,
+        "digest": reader.digest,
+        "global_batch": global_batch,
+        **asdict(order),
+    }
+
+
+def check_identity(state: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    """Raise UsageError, naming both values, where a state's identity is not this run's."""
+    for name, value in mine.items():
+        if state.get(name) != value:
+            raise UsageError(
+                f"cannot resume: the checkpoint's {name} is {state.get(name)}, this run's is "
+                f"{value}. Resume with the same data, seed, lanes, window and global batch, or "
+                "start a new run."
+            )
+
+
 class StreamingLoader:
     """Training batches of one rank, in an order that depends on seed and epoch alone.
 
@@ -80,17 +101,12 @@ class StreamingLoader:
         """
         self._order = Order(reader.counts, order)
         self._topology = topology
-        self._digest = reader.digest
+        self._identity = run_identity(reader, order, topology.global_batch)
         self._steps = self._order.steps(topology.global_batch)
-        if self._steps == 0:
-            raise UsageError(
-                f"the data set's {self._order.samples} samples are fewer than one global batch of "
-                f"{topology.global_batch}"
-            )
         self._epoch_of = epoch_of
         self._epoch = 0
         self._delivered = (0, 0)  # epoch, batches of it
-        self._start: Synchronized[int] = WORKERS.Value("q", 0)
+        self._start = FROM_SERVER.RawValue(c_int64)
         plan = partial(_plan, self._order, topology, self._start)
         crops = partial(_crops, augment, order.seed)
         pipeline = make_pipeline(plan, reader, crops, size=size)
@@ -125,7 +141,7 @@ class StreamingLoader:
         return {
             "epoch": epoch,
             "position": batches * self._topology.batch * self._topology.world,
-            **self._identity(),
+            **self._identity,
             "decoder": decoder_name(),
         }
 
@@ -134,13 +150,7 @@ class StreamingLoader:
 
         Raises UsageError when data, order or global batch are not those of the state.
         """
-        for name, mine in self._identity().items():
-            if state.get(name) != mine:
-                raise UsageError(
-                    f"cannot resume: the checkpoint's {name} is {state.get(name)}, this run's is "
-                    f"{mine}. Resume with the same data, seed, lanes, window and global batch, or "
-                    "start a new run."
-                )
+        check_identity(state, self._identity)
         if state["decoder"] != decoder_name():
             warnings.warn(
                 f"the checkpoint was made with {state['decoder']}, this run decodes with "
@@ -155,14 +165,6 @@ class StreamingLoader:
             )
         self._delivered = (state["epoch"], state["position"] // each)
 
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "order_version": ORDER_VERSION,
-            "digest": self._digest,
-            "global_batch": self._topology.global_batch,
-            **asdict(self._order.config),
-        }
-
     def _get(self, tag: int) -> Batch:
         """The batch of this tag, wherever in the run it is."""
         if tag != self._next:
@@ -175,7 +177,7 @@ class StreamingLoader:
         return batch
 
 
-def _plan(order: Order, topology: Topology, start: "Synchronized[int]") -> Iterator[Planned]:
+def _plan(order: Order, topology: Topology, start: c_int64) -> Iterator[Planned]:
     """A worker's batches from `start` on, without end."""
     lanes = Lanes(order)
     epoch_batches = order.steps(topology.global_batch) * topology.accumulate

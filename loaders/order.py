@@ -11,7 +11,7 @@ an epoch is one integer and any position can be the first one.
 
 2. Each epoch, in each lane: permute its segments, permute the samples inside each segment, then
    mix neighbours: a sample moves by less than `window` places, so a lane has some two shards open.
-3. Position g of the epoch is sample g // L of lane g % L; batch s of size B is positions sB..sB+B-1.
+3. Position g of the epoch is sample g // L of lane g % L; batch s of B takes sB to (s + 1)B - 1.
 4. A batch is sorted by lane, and rank r of W takes its r-th W-th part, so ranks of one node read
    neighbouring lanes, and the batch holds the same samples whatever W is.
 
@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sharding.errors import UsageError
 from sharding.streams import Integers, Purpose, permutation, raw
 
 
@@ -68,7 +69,14 @@ class Order:
         self.samples = int(self._starts[-1])
 
     def steps(self, batch: int) -> int:
-        """Whole global batches in an epoch; its last samples % batch positions are left out."""
+        """Whole global batches in an epoch; its last samples % batch positions are left out.
+
+        Raises UsageError if there is not even one.
+        """
+        if batch > self.samples:
+            raise UsageError(
+                f"the data set's {self.samples} samples are fewer than one global batch of {batch}"
+            )
         return self.samples // batch
 
     def place(self, number: int) -> tuple[int, int]:

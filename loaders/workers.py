@@ -1,9 +1,7 @@
 """The worker processes of a loader: started once, fed by a plan, gone with the loader."""
 
-import os
 import weakref
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +9,7 @@ import webdataset as wds
 from torch.utils.data import get_worker_info
 
 from loaders.pipeline import Batch, Made
-from sharding.process import WORKERS, start_worker
+from sharding.process import FROM_SERVER, start_served_worker, start_server
 
 
 def worker_place() -> tuple[int, int]:
@@ -27,11 +25,12 @@ class Workers:
         """prefetch: batches that each worker makes ahead."""
         parallel: dict[str, Any] = {}
         if workers:
+            start_server("loaders.preload")
             parallel = {
-                "multiprocessing_context": WORKERS,
+                "multiprocessing_context": FROM_SERVER,
                 "persistent_workers": True,
                 "prefetch_factor": prefetch,
-                "worker_init_fn": partial(_start_worker, os.getpid()),
+                "worker_init_fn": _start_worker,
             }
         self._loader = wds.WebLoader(
             pipeline,
@@ -80,9 +79,9 @@ class Workers:
         self._loader.close()
 
 
-def _start_worker(parent: int, worker: int) -> None:
+def _start_worker(worker: int) -> None:
     del worker
-    start_worker(parent)
+    start_served_worker()
 
 
 def _as_it_is(made: Made) -> Made:

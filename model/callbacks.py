@@ -25,7 +25,8 @@ class ExactValidation(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         """Compare the images seen, over all ranks, with the manifest's count."""
-        if trainer.sanity_checking or trainer.limit_val_batches != 1.0:
+        limited = trainer.fast_dev_run or trainer.limit_val_batches != 1.0  # type: ignore[attr-defined]
+        if trainer.sanity_checking or limited:
             return
         seen = int(trainer.callback_metrics["val/seen"])
         if seen != self._samples:

@@ -33,7 +33,7 @@ from sharding.manifest import (
     tar_name,
 )
 from sharding.plan import plan_shards
-from sharding.process import WORKERS, start_worker
+from sharding.process import FORK, start_forked_worker
 from sharding.source import Listing
 from sharding.store import LocalStore
 
@@ -228,7 +228,7 @@ def _map(
         yield from map(work, tasks)
         return
     pool = ProcessPoolExecutor(
-        workers, mp_context=WORKERS, initializer=start_worker, initargs=(os.getpid(),)
+        workers, mp_context=FORK, initializer=start_forked_worker, initargs=(os.getpid(),)
     )
     try:
         for future in as_completed([pool.submit(work, task) for task in tasks]):

@@ -1,53 +1,96 @@
-"""How our worker processes live and die."""
+"""How worker processes start, and how they end.
+
+Two kinds of start. A packer has one thread and forks: milliseconds, nothing to pickle. A training
+process has many threads (autograd, gloo, CUDA), and a fork under them can deadlock in the child
+before it has run a line (seen here under load: once in a dozen starts of a DDP run); its workers
+are forked by a server process that has a single thread and has imported what they need.
+"""
 
 import ctypes
 import multiprocessing
-import multiprocessing.context
-import multiprocessing.popen_fork
-import multiprocessing.process
 import os
 import signal
 import sys
+import threading
+from multiprocessing import connection, context, forkserver, popen_forkserver, process
+from typing import Any
 
 _PR_SET_PDEATHSIG = 1
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+FORK: context.BaseContext = multiprocessing.get_context(
+    "fork" if sys.platform == "linux" else "spawn"
+)
 
 
-class _Popen(multiprocessing.popen_fork.Popen):
+class _Popen(popen_forkserver.Popen):
     """Workers are deaf to SIGTERM, so who ends one (torch, or multiprocessing at exit) kills it."""
 
     def terminate(self) -> None:
         self.kill()
 
+    def _launch(self, process_obj: process.BaseProcess) -> None:
+        """Start the process without the main module, which it would import anew for seconds."""
+        main: Any = sys.modules["__main__"]
+        hidden = {
+            name: vars(main).pop(name) for name in ("__spec__", "__file__") if name in vars(main)
+        }
+        main.__spec__ = None
+        try:
+            super()._launch(process_obj)  # type: ignore[misc]  # not in typeshed
+        finally:
+            vars(main).update(hidden)
 
-class _WorkerProcess(multiprocessing.context.ForkProcess):
+
+class _ServedProcess(context.ForkServerProcess):
     @staticmethod
-    def _Popen(process_obj: multiprocessing.process.BaseProcess) -> _Popen:  # noqa: N802 (its name)
+    def _Popen(process_obj: process.BaseProcess) -> _Popen:  # noqa: N802 (its name)
         return _Popen(process_obj)
 
 
-class _WorkerContext(multiprocessing.context.ForkContext):
-    Process = _WorkerProcess
+class _FromServer(context.ForkServerContext):
+    """The fork server, whose processes must not need anything defined in the main module."""
+
+    Process = _ServedProcess
 
 
-# A fork starts in milliseconds, with what its parent has read and planned in place. What must not
-# cross it (CUDA, S3 clients) is made after it. Elsewhere than on Linux, forks are fragile.
-WORKERS: multiprocessing.context.BaseContext = (
-    _WorkerContext() if sys.platform == "linux" else multiprocessing.get_context("spawn")
-)
+FROM_SERVER = _FromServer()
 
 
-def start_worker(parent: int) -> None:
-    """Make this process a worker of `parent`: deaf to Ctrl-C and SIGTERM, gone when it is gone.
+def start_server(preload: str) -> None:
+    """Let the fork server start and import the module `preload`, while we do something else."""
+    FROM_SERVER.set_forkserver_preload([preload])
+    forkserver.ensure_running()
+
+
+def start_forked_worker(parent: int) -> None:
+    """Make this process, forked by `parent`, deaf to signals and gone when its parent is gone.
 
     A signal that goes to a whole process group must not kill workers under their parent's hands:
     the parent decides when to stop. And a parent killed with SIGKILL must not leave workers that
-    still write to its output (on Linux; elsewhere they find their queue closed).
-
-    `parent` is the pid of the process that starts this one, taken before the start.
+    still write to its output.
     """
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(name, signal.SIG_IGN)
+    ignore_signals()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died between our start and the call above
         os._exit(1)
+
+
+def start_served_worker() -> None:
+    """The same for a process of the fork server, which is not a child of the one it works for."""
+    ignore_signals()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def ignore_signals() -> None:
+    """Be deaf to Ctrl-C, SIGTERM and SIGUSR1."""
+    for name in _SIGNALS:
+        signal.signal(name, signal.SIG_IGN)
+
+
+def _die_with(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -9,14 +9,14 @@ import xxhash
 
 from sharding.dataset import PackedSplit
 from sharding.errors import DataError
-from sharding.process import WORKERS, start_worker
+from sharding.process import FORK, start_forked_worker
 
 
 def verify(split: PackedSplit, *, workers: int) -> Iterator[tuple[int, list[str]]]:
     """Check every shard; yields its number and a line for each thing wrong with it, in order."""
     numbers = range(len(split.manifest.shards))
     with ProcessPoolExecutor(
-        workers, mp_context=WORKERS, initializer=start_worker, initargs=(os.getpid(),)
+        workers, mp_context=FORK, initializer=start_forked_worker, initargs=(os.getpid(),)
     ) as pool:
         yield from zip(numbers, pool.map(partial(check_shard, split), numbers), strict=True)
 

@@ -1,0 +1,64 @@
+"""What several test files share: one small packed data set, and a recipe that trains on it."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sharding.manifest import Packing
+from sharding.pack import pack
+from sharding.source import scan
+from sharding.store import LocalStore
+from tests.make_images import image_folder
+
+CLASSES = 3
+
+
+@pytest.fixture(scope="session")
+def small_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ImageFolder with 51 training and 13 validation images of three classes."""
+    root = tmp_path_factory.mktemp("images")
+    image_folder(root / "train", {"a": 20, "b": 17, "c": 14})
+    image_folder(root / "val", {"a": 5, "b": 4, "c": 4}, first=100)
+    return root
+
+
+@pytest.fixture(scope="session")
+def small_shards(small_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, packed: shards of up to 9 samples."""
+    root = tmp_path_factory.mktemp("shards")
+    for split in ("train", "val"):
+        listing = scan(small_images / split)
+        packing = Packing(max_samples=9)
+        pack(listing, LocalStore(root / split), split=split, packing=packing, workers=1)
+    return root
+
+
+@pytest.fixture
+def small_recipe(small_shards: Path, tmp_path: Path) -> Path:
+    """A recipe that trains a small ResNet on the small shards, 6 steps an epoch, two epochs."""
+    values = {
+        "name": "small",
+        "data": {
+            "root": str(small_shards),
+            "num_workers": 0,
+            "train_size": 8,
+            "val_resize": 8,
+            "val_size": 8,
+            "lanes": 4,
+        },
+        "model": {"name": "resnet10", "small_stem": True},
+        "optim": {"lr": 0.05},
+        "schedule": {"warmup_epochs": 1},
+        "trainer": {
+            "accelerator": "cpu",
+            "epochs": 2,
+            "batch_size": 8,
+            "log_every_n_steps": 1,
+            "checkpoint_every_n_steps": 2,
+            "trace_samples": True,
+        },
+    }
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path

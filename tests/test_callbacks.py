@@ -1,0 +1,66 @@
+"""model/callbacks.py: an inexact validation fails, the trace holds every batch."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from loaders.pipeline import Batch
+from model.callbacks import EpochSummary, ExactValidation, SampleTrace
+
+
+def trainer(seen: int = 13, **attributes: Any) -> Any:
+    """What the callbacks look at of a trainer after a validation."""
+    values = {
+        "sanity_checking": False,
+        "fast_dev_run": False,
+        "limit_val_batches": 1.0,
+        "is_global_zero": True,
+        "current_epoch": 3,
+        "global_step": 70,
+        "global_rank": 1,
+        "callback_metrics": {"val/seen": torch.tensor(float(seen)), "val/acc1": torch.tensor(0.5)},
+    }
+    return SimpleNamespace(**(values | attributes))
+
+
+def test_a_validation_that_missed_images_fails_the_run() -> None:
+    """Fewer or more images than the split has raise; as many pass."""
+    check: Any = ExactValidation(13)
+    check.on_validation_end(trainer(13), None)
+    for seen in (12, 14):
+        with pytest.raises(RuntimeError, match=f"saw {seen} images, the split has 13"):
+            check.on_validation_end(trainer(seen), None)
+
+
+@pytest.mark.parametrize(
+    "attributes", [{"sanity_checking": True}, {"limit_val_batches": 0.5}, {"fast_dev_run": True}]
+)
+def test_a_validation_that_is_not_meant_to_be_whole_is_not_checked(
+    attributes: dict[str, Any],
+) -> None:
+    """The sanity check and limited runs may see fewer."""
+    check: Any = ExactValidation(13)
+    check.on_validation_end(trainer(2, **attributes), None)
+
+
+def test_the_summary_is_one_line_of_rank_0(capsys: pytest.CaptureFixture[str]) -> None:
+    """Epoch, step and the metrics there are."""
+    summary: Any = EpochSummary()
+    summary.on_validation_end(trainer(), None)
+    summary.on_validation_end(trainer(is_global_zero=False), None)
+    assert capsys.readouterr().out == "epoch 3, step 70: val/acc1 0.5000\n"
+
+
+def test_the_trace_grows_by_a_line_a_batch(tmp_path: Path) -> None:
+    """Keys, epoch, step and batch; a resumed run appends to its rank's file."""
+    batch = Batch(torch.zeros(2, 1, 1, 3), torch.zeros(2), torch.tensor([4, 9]))
+    for index in range(2):
+        trace: Any = SampleTrace(tmp_path / "run", lambda numbers: [f"key{n}" for n in numbers])
+        trace.on_train_batch_start(trainer(), None, batch, index)
+    lines = (tmp_path / "run" / "samples-rank1.jsonl").read_text().splitlines()
+    expected = {"epoch": 3, "step": 70, "keys": ["key4", "key9"]}
+    assert [json.loads(line) for line in lines] == [expected | {"batch": i} for i in range(2)]

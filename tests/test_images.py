@@ -1,0 +1,98 @@
+"""Images: what a file's first bytes say."""
+
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sharding.errors import DataError
+from sharding.images import FORMATS, ImageFacts, check_header
+from tests.make_images import image
+
+JPEG = image(0, size=(31, 17))
+FRAME = JPEG.index(b"\xff\xc0")
+PNG = image(0, "PNG")
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.tuples(st.integers(1, 400), st.integers(1, 400)),
+    st.sampled_from(["RGB", "L", "CMYK"]),
+    st.fixed_dictionaries(
+        {
+            "progressive": st.booleans(),
+            "comment": st.binary(max_size=300),
+            "restart_marker_blocks": st.integers(0, 4),
+            "exif": st.just(b"Exif\x00\x00" + b"\xff\xc0" * 40),  # looks like frame headers
+        }
+    ),
+)
+def test_jpeg(size: tuple[int, int], mode: str, options: dict[str, Any]) -> None:
+    """Every kind of JPEG that libjpeg writes has the size that it was made in."""
+    found = check_header(image(0, mode=mode, size=size, **options), "x")
+    assert found == ImageFacts(format="JPEG", width=size[0], height=size[1])
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_bytes_decide(kind: str) -> None:
+    """The format is that of the bytes, whatever the file's name says (n02105855_2933.JPEG)."""
+    found = check_header(image(0, kind, size=(31, 17)), "n02105855_2933.JPEG")
+    assert found == ImageFacts(format=kind, width=31, height=17)
+
+
+@pytest.mark.parametrize(
+    ("data", "size"),
+    [
+        (JPEG[:FRAME] + b"\xff\xff\xff" + JPEG[FRAME:], (31, 17)),  # fill bytes before a marker
+        (JPEG[:FRAME] + b"\xff\x01" + JPEG[FRAME:], (31, 17)),  # a marker without a length
+        (JPEG[: FRAME + 9], (31, 17)),  # nothing is read behind the frame header
+        (JPEG[: FRAME + 5] + b"\xff\xdc\xff\xdd" + JPEG[FRAME + 9 :], (65501, 65500)),  # a bomb
+    ],
+    ids=["fill bytes", "bare marker", "only header", "4,290 megapixels"],
+)
+def test_odd_jpegs(data: bytes, size: tuple[int, int]) -> None:
+    """Odd but legal headers are read, and nothing is decoded for it."""
+    found = check_header(data, "x")
+    assert (found.width, found.height) == size
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff\xd8\xff",
+        b"a" * 1000,
+        JPEG[: FRAME + 7],
+        JPEG[: FRAME + 5] + bytes(4) + JPEG[FRAME + 9 :],  # 0 x 0 pixels
+        image(0, "GIF"),
+        PNG[:20],
+        image(0, "WEBP")[:20],
+        PNG[:16] + (60_000).to_bytes(4, "big") * 2 + PNG[24:],  # a bomb of 3,600 megapixels
+        b"GIF89a" + JPEG,
+    ],
+    ids=itertools.count(),
+)
+def test_what_is_no_image(data: bytes) -> None:
+    """What is no JPEG, PNG or WebP is refused with its name, size and first bytes."""
+    with pytest.raises(DataError, match=rf"^a/b\.jpg is no JPEG.*\({len(data)} bytes, first b"):
+        check_header(data, "a/b.jpg")
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(FORMATS),
+    st.lists(st.tuples(st.integers(0, 60), st.integers(0, 255)), max_size=4),
+    st.integers(0, 400),
+)
+def test_damaged_headers(kind: str, changes: list[tuple[int, int]], length: int) -> None:
+    """Any damage to an image's first bytes gives a size or a DataError, never another exception."""
+    data = bytearray(image(0, kind))
+    for at, byte in changes:
+        data[at] = byte
+    try:
+        found = check_header(bytes(data[:length]), "x")
+    except DataError:
+        return
+    assert min(found.width, found.height) >= 1

@@ -1,0 +1,425 @@
+"""Packing: the same bytes whatever happens on the way, and what is refused."""
+
+import fcntl
+import gc
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import webdataset as wds
+
+from sharding import tar
+from sharding.errors import DataError, UsageError
+from sharding.manifest import MANIFEST_NAME, Packing
+from sharding.pack import LOCK_NAME, pack
+from sharding.source import scan
+from sharding.store import LocalStore
+from tests.make_images import (
+    ENVIRONMENT,
+    SHARD_PY,
+    files_below,
+    image,
+    image_folder,
+    pack_folder,
+    run_shard,
+    write_files,
+)
+
+OPTIONS = ("--max_samples", "1", "--workers")
+Packer = subprocess.Popen[str]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose train/ has one image for each of 48 shards of one sample."""
+    root = tmp_path_factory.mktemp("source")
+    image_folder(root / "train", {"a": 20, "b c": 20, "été": 8})
+    return root
+
+
+@pytest.fixture(scope="module")
+def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What an undisturbed packer makes of `source`: every file's bytes."""
+    destination = tmp_path_factory.mktemp("expected")
+    pack_folder(source / "train", destination, max_samples=1)
+    return files_below(destination)
+
+
+@contextmanager
+def packer(source: Path, folder: Path, moment: Callable[[list[str]], bool]) -> Iterator[Packer]:
+    """A packer into `folder` with two workers, in its own process group, at a moment of its work.
+
+    The moment is told by the folder's names, looked at without a pause so as to be in time.
+    """
+    line = ["nice", "-n", "19", *SHARD_PY, "pack", str(source), str(folder.parent), *OPTIONS, "2"]
+    with subprocess.Popen(
+        line, env=ENVIRONMENT, stdout=-3, stderr=-1, text=True, start_new_session=True
+    ) as process:
+        try:
+            while not (folder.is_dir() and moment(os.listdir(folder))):
+                assert process.poll() is None, "it ended before its moment came"
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def finish(source: Path, folder: Path, expected: dict[str, bytes]) -> None:
+    """The same command again ends well, with the bytes of an undisturbed run and nothing else."""
+    again = run_shard("pack", source, folder.parent, *OPTIONS, "2")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert files_below(folder) == expected
+
+
+def tars(count: int) -> Callable[[list[str]], bool]:
+    """The moment at which so many tars are there."""
+    return lambda names: sum(name.endswith(".tar") for name in names) >= count
+
+
+def half_written(names: list[str]) -> bool:
+    """The moment at which a file is being written."""
+    return any(name.startswith(".tmp-") for name in names)
+
+
+def tar_without_index(names: list[str]) -> bool:
+    """A moment between a tar and its index."""
+    return 2 * sum(name.endswith(".tar") for name in names) > sum(name[0] != "." for name in names)
+
+
+def identities(folder: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of each file: another one was written anew."""
+    return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in folder.iterdir()}
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_same_input_same_bytes(
+    source: Path, expected: dict[str, bytes], tmp_path: Path, workers: str
+) -> None:
+    """Another copy of the images, packed by the program, gives the same bytes in every file."""
+    shutil.copytree(source, tmp_path / "copy")
+    run = run_shard("pack", tmp_path / "copy", tmp_path / "out", *OPTIONS, workers)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert files_below(tmp_path / "out/train") == expected
+
+
+def test_every_reader_gives_the_folder_back(tmp_path: Path) -> None:
+    """Stock webdataset, tarfile and GNU tar each give every image back, and its label."""
+    files = {
+        "n1/plain.JPEG": image(1),
+        "n1/two.dots.jpg": image(2),
+        "n1/100%.png": image(3, "PNG"),
+        "n1/sub/deep.webp": image(4, "WEBP"),
+        "été/ü ñ 日本.jpg": image(5),
+        "__n__/__x__.jpg": image(6),
+        f"n1/{'long' * 60}.jpg": image(7),
+        "n2/n02105855_2933.JPEG": image(8, "PNG"),  # keeps its name and bytes
+        "n2/cmyk.jpg": image(9, mode="CMYK"),
+    }
+    split = pack_folder(write_files(tmp_path / "in", files), tmp_path / "out", max_samples=4)
+    names = [str(tmp_path / "out" / shard.url) for shard in split.manifest.shards]
+    classes = split.manifest.classes
+    labels = {path: b"%d" % classes.index(path.split("/")[0]) for path in files}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # webdataset leaves its files open
+        samples = {tar.path_of(s["__key__"]): s for s in wds.WebDataset(names, shardshuffle=False)}
+        gc.collect()
+    assert len(samples) == len(files)
+    for path, data in files.items():
+        key, _, extension = path.rpartition(".")
+        assert samples[key][extension.lower()] == data
+        assert samples[key]["cls"] == labels[path]
+
+    whole = files | {path.rpartition(".")[0] + ".cls": label for path, label in labels.items()}
+    (tmp_path / "gnu").mkdir()
+    for name in names:
+        subprocess.run(["tar", "xf", name], cwd=tmp_path / "gnu", check=True)
+        with tarfile.open(name) as archive:
+            archive.extractall(tmp_path / "python", filter="data")
+    for folder in ("gnu", "python"):
+        assert {tar.path_of(n): d for n, d in files_below(tmp_path / folder).items()} == whole
+
+
+@pytest.mark.parametrize(
+    ("moment", "kill"),
+    [
+        (half_written, os.killpg),
+        (tar_without_index, os.killpg),
+        (tars(1), os.kill),  # the parent alone: its workers have to go by themselves
+        (tars(16), os.killpg),
+        (tars(16), os.kill),
+    ],
+)
+def test_sigkill(
+    source: Path,
+    expected: dict[str, bytes],
+    tmp_path: Path,
+    moment: Callable[[list[str]], bool],
+    *,
+    kill: Callable[[int, int], None],
+) -> None:
+    """A packer killed with its workers, or alone, is finished by the same command."""
+    folder = tmp_path / "train"
+    with packer(source, folder, moment) as process:
+        kill(process.pid, signal.SIGKILL)
+    with open(folder / LOCK_NAME, "rb") as lock:
+        fcntl.flock(
+            lock, fcntl.LOCK_EX
+        )  # comes when the orphaned workers, which share it, are gone
+    assert MANIFEST_NAME not in os.listdir(folder)
+    finish(source, folder, expected)
+
+
+OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.scandir", "tempfile.mkstemp"}
+
+
+def pack_until(operation: int, source: Path, destination: Path) -> int:
+    """Pack in a fork that is killed before its n-th file operation; its exit status."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: a fork beside threads
+        child = os.fork()
+    if not child:
+        operations = itertools.count(1)
+
+        def kill(event: str, _: object) -> None:
+            if event in OPERATIONS and next(operations) == operation:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        status = 1
+        try:
+            sys.addaudithook(kill)
+            pack_folder(source, destination, max_samples=2)
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("again_and_again", [False, True])
+def test_sigkill_before_each_file_operation(tmp_path: Path, again_and_again: bool) -> None:
+    """Killed before any of its file operations, once or in each attempt, the bytes are the same."""
+    source = image_folder(tmp_path / "in", {"a": 3, "b": 2})
+    pack_folder(source, tmp_path / "expected", max_samples=2)
+    expected = files_below(tmp_path / "expected")
+    for operation in itertools.count(1):
+        destination = tmp_path / ("out" if again_and_again else str(operation))
+        status = pack_until(operation, source, destination)
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        if not again_and_again:
+            pack_folder(source, destination, max_samples=2)
+            assert files_below(destination) == expected
+    assert operation > 20
+    assert files_below(destination) == expected
+
+
+def interrupt(packer: Packer) -> None:
+    """Press Ctrl-C."""
+    os.killpg(packer.pid, signal.SIGINT)
+
+
+def kill_worker(packer: Packer) -> None:
+    """Kill one worker, as the kernel does when memory runs out."""
+    children = Path(f"/proc/{packer.pid}/task/{packer.pid}/children").read_text()
+    os.kill(int(children.split()[0]), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("stop", "status", "message"),
+    [(interrupt, 130, "interrupted\n"), (kill_worker, 1, "a packing worker was killed")],
+)
+def test_stopped(
+    source: Path,
+    expected: dict[str, bytes],
+    tmp_path: Path,
+    stop: Callable[[Packer], None],
+    *,
+    status: int,
+    message: str,
+) -> None:
+    """A packer that is interrupted or loses a worker says so; the same command goes on."""
+    with packer(source, tmp_path / "train", tars(8)) as process:
+        stop(process)
+        errors = process.communicate(timeout=30)[1]
+    assert (process.returncode, errors.count("\n")) == (status, 1)
+    assert errors.startswith(f"shard.py: error: {message}")
+    finish(source, tmp_path / "train", expected)
+
+
+def test_second_packer(source: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+    """A second packer fails at once and names the first; when that is killed, its lock is free."""
+    with packer(source, tmp_path / "train", half_written) as first:
+        os.killpg(first.pid, signal.SIGSTOP)
+        second = run_shard("pack", source, tmp_path, *OPTIONS, "2")
+        assert first.poll() is None
+    assert (second.returncode, second.stderr.count("\n")) == (2, 1)
+    assert "another packer is at work" in second.stderr
+    assert f'"pid": {first.pid}' in second.stderr
+    finish(source, tmp_path / "train", expected)
+
+
+def swap(folder: Path, *extensions: str) -> None:
+    """Exchange these files of shards 0 and 1."""
+    for extension in extensions:
+        one, other = (folder / f"train-00000{i}.{extension}" for i in (0, 1))
+        one.rename(folder / "between")
+        other.rename(one)
+        (folder / "between").rename(other)
+
+
+def put(path: Path, at: int) -> None:
+    """Put other bytes into a file, `at` from its end if that is negative."""
+    with open(path, "r+b") as file:
+        file.seek(at, os.SEEK_END if at < 0 else os.SEEK_SET)
+        file.write(b"\xaa")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: put(folder / "train-000000.tar", 700),  # an image
+        lambda folder: put(folder / "train-000000.tar", 0),  # a header
+        lambda folder: put(folder / "train-000000.tar", -1),  # the end
+        lambda folder: put(folder / "train-000001.npy", -1),
+        lambda folder: os.truncate(folder / "train-000000.tar", 512),
+        lambda folder: os.truncate(folder / "train-000000.tar", 0),
+        lambda folder: os.truncate(folder / "train-000000.tar", 1 << 20),  # longer
+        lambda folder: os.truncate(folder / "train-000001.npy", 100),
+        lambda folder: os.unlink(folder / "train-000001.tar"),
+        lambda folder: os.unlink(folder / "train-000001.npy"),
+        lambda folder: swap(folder, "npy"),
+        lambda folder: swap(folder, "npy", "tar"),
+        # A killed packer's, whose options made more shards.
+        lambda folder: write_files(
+            folder, {".tmp-x": b"", "train-000007.tar": b"", "train-000007.npy": b""}
+        ),
+    ],
+    ids=itertools.count(),
+)
+def test_damage_before_a_restart(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    """What a crash damaged is made again, what it left is removed, what is whole is kept."""
+    source = image_folder(tmp_path / "in", {"a": 3, "b": 3})
+    folder = tmp_path / "out"
+    pack_folder(source, folder, max_samples=2)
+    expected, before = files_below(folder), identities(folder)
+    (folder / MANIFEST_NAME).unlink()
+    write_files(folder, {LOCK_NAME: b'{"host": "gone", "pid": 1}'})
+    damage(folder)
+    pack_folder(source, folder, max_samples=2)
+    assert files_below(folder) == expected
+    for name in ("train-000002.tar", "train-000002.npy"):
+        assert identities(folder)[name] == before[name]
+
+
+def test_finished_data_set_is_left_alone(tmp_path: Path) -> None:
+    """The same command on a finished data set succeeds and writes nothing anew."""
+    source = image_folder(tmp_path / "in", {"a": 3})
+    first = pack_folder(source, tmp_path / "out", max_samples=2)
+    before = identities(tmp_path / "out")
+    assert pack_folder(source, tmp_path / "out", max_samples=2).manifest == first.manifest
+    assert identities(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        (lambda _: None, {"seed": 1}),
+        (lambda _: None, {"max_samples": 1}),
+        (lambda _: None, {"shard_bytes": 1 << 20}),  # the same shards, by other options
+        (lambda root: write_files(root, {"in/a/new.jpg": image(99)}), {}),
+        (lambda root: write_files(root, {"in/b/new.jpg": image(99)}), {}),
+        (lambda root: put(root / "out/train-000000.tar", 700), {}),  # damage: not repaired silently
+    ],
+    ids=["seed", "samples", "size", "another image", "another class", "damage"],
+)
+def test_finished_data_set_is_not_overwritten(
+    tmp_path: Path, change: Callable[[Path], object], options: dict[str, int]
+) -> None:
+    """Other options or images than those of a finished data set are refused; it stays as it is."""
+    source = image_folder(tmp_path / "in", {"a": 3})
+    pack_folder(source, tmp_path / "out", max_samples=2)
+    change(tmp_path)
+    before = identities(tmp_path / "out")
+    with pytest.raises(UsageError, match=r"holds a finished data set that .*or a damaged one"):
+        pack_folder(source, tmp_path / "out", **{"max_samples": 2, **options})
+    assert identities(tmp_path / "out") == before
+
+
+def test_foreign_tars_are_not_touched(tmp_path: Path) -> None:
+    """A folder with tars that were not packed there is refused and stays as it is."""
+    write_files(tmp_path / "out", {"backup.tar": b"precious", "notes.txt": b"1"})
+    before = identities(tmp_path / "out")
+    with pytest.raises(UsageError, match="holds tar files that were not packed here"):
+        pack_folder(image_folder(tmp_path / "in", {"a": 1}), tmp_path / "out")
+    assert identities(tmp_path / "out") == before
+
+
+def test_disk_without_room(tmp_path: Path) -> None:
+    """A shard that cannot be written leaves no half file; earlier shards stay, and it goes on."""
+    big = {"a/big.png": image(9, "PNG", size=(300, 300))}
+    source = image_folder(write_files(tmp_path / "in/train", big), {"a": 8})
+    folder = tmp_path / "out/train"
+    pack_folder(source, tmp_path / "expected", max_samples=1)
+    expected = files_below(tmp_path / "expected")
+    no_room = ("sh", "-c", 'ulimit -f 64; exec "$@"', "sh")  # 32 or 64 KiB; the big image has 270
+    run = run_shard("pack", source.parent, folder.parent, *OPTIONS, "1", before=no_room)
+    assert (run.returncode, run.stderr) == (1, "shard.py: error: [Errno 27] File too large\n")
+    left, before = files_below(folder), identities(folder)
+    assert left.pop(LOCK_NAME)
+    assert 0 < len(left) < len(expected) - 2
+    assert left.items() <= expected.items()
+    finish(source.parent, folder, expected)
+    assert {name: identities(folder)[name] for name in left}.items() <= before.items()
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a/notes.jpg": b"hello"}, r"/a/notes\.jpg is no JPEG, PNG or WebP image \(5 bytes"),
+        ({"a/zero.jpg": b""}, r"/a/zero\.jpg is empty or changed"),
+        ({"a/gif.png": image(0, "GIF")}, r"/a/gif\.png is no JPEG"),
+        (
+            {"a/x.jpg": image(1), "a/x.png": image(2, "PNG")},
+            r"^a/x\.jpg and a/x\.png .*the key 'a/x'",
+        ),
+        ({"a/x.jpg": image(1), "a/x.JPG": image(2)}, r"^a/x\.JPG and a/x\.jpg .*the key 'a/x'"),
+    ],
+    ids=itertools.count(),
+)
+def test_bad_files(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
+    """A file that cannot be packed is named, and there is no data set until it is gone."""
+    source = write_files(tmp_path / "in", {"a/good.jpg": image(0), **files})
+    with pytest.raises(DataError, match=message):
+        pack_folder(source, tmp_path / "out")
+    assert not list(tmp_path.glob("out/[.m]*json*")) + list(tmp_path.glob("out/.tmp-*"))
+    for name in files:
+        (source / name).unlink()
+    assert pack_folder(source, tmp_path / "out").manifest.samples == 1
+
+
+@pytest.mark.parametrize("change", [b"", image(0)[:-1], image(0) + b"1", None])
+def test_file_changed_while_packing(tmp_path: Path, change: bytes | None) -> None:
+    """A file that was emptied, cut, grew or went between the scan and its turn is named."""
+    listing = scan(image_folder(tmp_path / "in", {"a": 1}))
+    (tmp_path / "in/a/a_0.JPEG").unlink()
+    write_files(tmp_path / "in", {} if change is None else {"a/a_0.JPEG": change})
+    with pytest.raises(DataError, match=r"/a/a_0\.JPEG is empty or changed while packing"):
+        pack(listing, LocalStore(tmp_path / "out"), split="train", packing=Packing(), workers=1)
+
+
+@pytest.mark.parametrize(("width", "found"), [(65_535, (65_535, 1)), (65_536, (0, 0))])
+def test_size_of_an_image(tmp_path: Path, width: int, found: tuple[int, int]) -> None:
+    """A PNG named .JPEG has a PNG's size; one wider than the index's 16 bits has an unknown one."""
+    source = write_files(tmp_path / "in", {"a/x.JPEG": image(0, "PNG", size=(width, 1))})
+    (row,) = pack_folder(source, tmp_path / "out").read_index(0).table
+    assert (row["width"], row["height"]) == found

@@ -1,0 +1,205 @@
+"""A run that was stopped anywhere goes on as if it had not been: samples, order, weights."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+
+from loaders.datamodule import DataConfig, ImageNetData
+from loaders.pipeline import Batch
+from model.classifier import Classifier, LossConfig, OptimConfig
+from model.networks import NetworkConfig, build_network
+from model.schedule import ScheduleConfig, lr_at
+from model.trainer import TrainerConfig, build_trainer
+from sharding.store import atomic_file
+from tests.conftest import CLASSES
+
+STEPS = 6  # of an epoch: 51 samples in global batches of 8
+TRAIN = [sys.executable, str(Path(__file__).parents[1] / "train.py")]
+
+
+class Witness(lightning.Callback):
+    """Notes which samples each step got, and saves a checkpoint at every place where one may be."""
+
+    def __init__(self, checkpoints: Path | None) -> None:
+        self.seen: list[tuple[int, int, list[int]]] = []
+        self._checkpoints = checkpoints
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, module: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self.seen.append((trainer.current_epoch, trainer.global_step, batch.numbers.tolist()))
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if trainer.global_step > len({step for _, step, _ in self.seen}) - 1:
+            self._save(trainer, "step")
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        if not trainer.sanity_checking:
+            self._save(trainer, "validation")
+
+    def _save(self, trainer: lightning.Trainer, place: str) -> None:
+        if self._checkpoints is not None:
+            trainer.save_checkpoint(self._checkpoints / f"{trainer.global_step:02}-{place}.ckpt")
+
+
+def fit(
+    root: Path,
+    *,
+    workers: int = 0,
+    resume: Path | None = None,
+    save: Path | None = None,
+    **options: Any,
+) -> tuple[Witness, dict[str, torch.Tensor]]:
+    """Train two epochs in this process; returns what was seen and the final weights."""
+    defaults: dict[str, Any] = {"accelerator": "cpu", "epochs": 2, "batch_size": 8}
+    config = TrainerConfig(log_every_n_steps=1, **(defaults | options))
+    lightning.seed_everything(0, verbose=False)
+    data_config = DataConfig(
+        root=str(root), num_workers=workers, train_size=8, val_resize=8, val_size=8, lanes=4
+    )
+    data = ImageNetData(
+        data_config, seed=0, batch_size=config.batch_size, accumulate=config.accumulate
+    )
+    schedule = ScheduleConfig(warmup_epochs=1)
+    module = Classifier(
+        build_network(NetworkConfig(name="resnet10", small_stem=True), CLASSES),
+        classes=CLASSES,
+        optim=OptimConfig(),
+        loss=LossConfig(),
+        lr_of=partial(lr_at, config=schedule, peak_lr=0.05, epoch_steps=STEPS, epochs=2),
+    )
+    trainer = build_trainer(config, atomic_file=atomic_file, run=None, val_samples=13)
+    witness = Witness(save)
+    trainer.callbacks.append(witness)  # type: ignore[attr-defined]
+    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    return witness, module.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("workers", "every", "options"),
+    [
+        (0, 1, {}),
+        (2, 4, {}),
+        (0, 1, {"val_check_interval": 0.5}),
+        (2, 5, {"val_check_interval": 0.34}),
+        (0, 3, {"batch_size": 4, "accumulate": 2}),
+        (0, 2, {"batch_size": 4, "accumulate": 2, "val_check_interval": 0.5}),
+    ],
+    ids=str,
+)
+def test_resumes_from_every_checkpoint(
+    small_shards: Path, tmp_path: Path, workers: int, every: int, options: dict[str, Any]
+) -> None:
+    """After any step, in an epoch, at its end, or after a validation: same samples, same weights.
+
+    With `every` only each so-manieth checkpoint is tried, from the last one back.
+    """
+    undisturbed, weights = fit(small_shards, workers=workers, save=tmp_path, **options)
+    assert len({step for _, step, _ in undisturbed.seen}) == 2 * STEPS
+    checkpoints = sorted(tmp_path.glob("*.ckpt"))
+    assert len(checkpoints) >= 2 * STEPS + 2
+    for checkpoint in checkpoints[::-every]:
+        step = int(checkpoint.name[:2])
+        resumed, end = fit(small_shards, workers=workers, resume=checkpoint, **options)
+        expected = [line for line in undisturbed.seen if line[1] >= step]
+        assert resumed.seen == expected, checkpoint.name
+        assert all(torch.equal(end[name], weights[name]) for name in weights), checkpoint.name
+
+
+@pytest.mark.parametrize(
+    ("options", "batches"),
+    [
+        ({"limit_train_batches": 0.5}, [3, 3]),
+        ({"overfit_batches": 2}, [2, 2]),
+        ({"fast_dev_run": True}, [1]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shortened_epochs_start_at_their_own_beginning(
+    small_shards: Path, workers: int, options: dict[str, Any], batches: list[int]
+) -> None:
+    """Each epoch that Lightning cuts short begins at position 0 of that epoch."""
+    whole, _ = fit(small_shards)
+    cut, _ = fit(small_shards, workers=workers, **options)
+    for epoch, count in enumerate(batches):
+        expected = [numbers for e, _, numbers in whole.seen if e == epoch][:count]
+        assert [numbers for e, _, numbers in cut.seen if e == epoch] == expected
+    assert len(cut.seen) == sum(batches)
+
+
+def train(recipe: Path, run: Path, *options: str) -> None:
+    """Run train.py to its end."""
+    done = subprocess.run(
+        [*TRAIN, "--config", str(recipe), "--run", str(run), *options],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def train_and_kill(recipe: Path, run: Path, *options: str, at_line: int) -> None:
+    """Start train.py; kill it and all its processes once rank 0 has begun so many steps."""
+    trace = run / "samples-rank0.jsonl"
+    with subprocess.Popen(
+        [*TRAIN, "--config", str(recipe), "--run", str(run), *options],
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        while not trace.exists() or trace.read_bytes().count(b"\n") < at_line:
+            assert process.poll() is None, "training ended by itself"
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def steps_of(run: Path, world: int) -> dict[int, list[str]]:
+    """Keys of each step in global-batch order; of a step that was done twice, the last time's."""
+    steps: dict[int, list[list[str]]] = {}
+    for rank in range(world):
+        for text in (run / f"samples-rank{rank}.jsonl").read_text().splitlines():
+            line = json.loads(text)
+            steps.setdefault(line["step"], [[]] * world)[rank] = line["keys"]
+    return {step: [key for part in parts for key in part] for step, parts in steps.items()}
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    """Weights of the run's last checkpoint."""
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 2 * STEPS
+    weights: dict[str, torch.Tensor] = checkpoint["state_dict"]
+    return weights
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_processes_resume(small_recipe: Path, tmp_path: Path, workers: int) -> None:
+    """Two processes killed with SIGKILL: two go on with the same weights, one with the same order."""
+    two = ["--devices", "2", "--batch_size", "4", "--num_workers", str(workers)]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train(small_recipe, whole, *two)
+    expected = steps_of(whole, 2)
+    assert sorted(expected) == list(range(2 * STEPS))
+
+    train_and_kill(small_recipe, killed, *two, at_line=10)
+    other = tmp_path / "other"
+    shutil.copytree(killed, other)
+    train(small_recipe, killed, *two, "--resume", "auto")
+    assert steps_of(killed, 2) == expected
+    assert all(torch.equal(w, weights_of(whole)[name]) for name, w in weights_of(killed).items())
+
+    (other / "samples-rank0.jsonl").unlink()
+    train(small_recipe, other, "--num_workers", str(workers), "--resume", "auto")
+    alone = steps_of(other, 1)
+    assert max(alone) == 2 * STEPS - 1
+    assert 0 < min(alone) <= 9
+    assert alone == {step: expected[step] for step in alone}

@@ -1,0 +1,106 @@
+"""recipes/schema.py: inheritance, strict keys, types, overrides; and every recipe that ships."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from model.networks import build_network
+from model.schedule import lr_at
+from recipes.schema import as_dict, load_recipe
+from sharding.errors import UsageError
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+
+
+def write(folder: Path, **files: str) -> Path:
+    """Write recipes by name; returns the first one's path."""
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return folder / f"{next(iter(files))}.yaml"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_loads_and_builds(path: Path) -> None:
+    """It has its file's name, its network can be built, its schedule gives rates."""
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    build_network(recipe.model, 10)
+    for step in range(2):
+        rate = lr_at(
+            step, config=recipe.schedule, peak_lr=1, epoch_steps=9, epochs=recipe.trainer.epochs
+        )
+        assert 0 < rate <= 1
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_is_headed_by_command_and_hardware(path: Path) -> None:
+    """The first lines say how to run it and on what."""
+    head = path.read_text().split("\n\n")[0]
+    assert "# Command:" in head
+    assert "# Hardware:" in head
+
+
+def test_a_child_overrides_its_parents_and_the_command_line_all(tmp_path: Path) -> None:
+    """Values are merged key by key, the eldest first."""
+    path = write(
+        tmp_path,
+        child="base: parent.yaml\ntrainer:\n  epochs: 3",
+        parent="base: grand.yaml\ntrainer: {epochs: 2, batch_size: 7}\noptim: {lr: 1.e-3}",
+        grand="name: grand\ntrainer: {epochs: 1, devices: 4}",
+    )
+    recipe = load_recipe(path, ["trainer.devices=2", "data.augment.crop_scale=[0.5, 0.9]"])
+    assert (recipe.trainer.epochs, recipe.trainer.batch_size, recipe.trainer.devices) == (3, 7, 2)
+    assert (recipe.name, recipe.optim.lr) == ("grand", 1e-3)
+    assert recipe.data.augment.crop_scale == (0.5, 0.9)
+
+
+def test_a_resolved_recipe_can_be_read_again(tmp_path: Path) -> None:
+    """What a run leaves in its folder gives the same recipe."""
+    recipe = load_recipe(RECIPES[0])
+    path = write(tmp_path, again=yaml.safe_dump(as_dict(recipe)))
+    assert load_recipe(path) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trainer: {epoch: 3}", "unknown key trainer.epoch; did you mean trainer.epochs?"),
+        ("data: {augment: {flip: 1}}", "unknown key data.augment.flip"),
+        ("mixup: 0.2", "unknown key mixup"),
+        ("trainer: {epochs: many}", "'many' of type 'str' could not be converted to Integer"),
+        ("trainer: {epochs: 1.5}", "'1.5' of type 'float' could not be converted"),
+        ("trainer: {epochs: 0}", "epochs must be at least 1, got 0"),
+        ("trainer: {precision: 16}", "precision must be one of"),
+        ("trainer: 5", "trainer is a section, it cannot be 5"),
+        ("optim: {lr: -1}", "lr must be at least 0, got -1"),
+        ("data: {format: tar}", "format must be one of shards, imagefolder, got 'tar'"),
+        ("seed: -1", "seed must be in"),
+        ("base: nowhere.yaml", "there is no recipe .*nowhere.yaml"),
+        ("base: recipe.yaml", "each other's base"),
+        ("- a list", "is no recipe"),
+        ("a: [", "is no YAML"),
+        ("seed: !!python/object/apply:os.getcwd []", "is no YAML"),  # never run
+    ],
+)
+def test_a_bad_recipe_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
+    """The error names file, key and value, and what was meant where that is near."""
+    path = write(tmp_path, recipe=text)
+    with pytest.raises(UsageError, match=message) as caught:
+        load_recipe(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.epochs", "is no override; write section.key=value"),
+        ("trainer.epochz=1", "did you mean trainer.epochs?"),
+        ("trainer.epochs=[", "the value is no YAML"),
+        ("trainer.epochs=null", "trainer.epochs"),
+    ],
+)
+def test_a_bad_override_is_named(override: str, message: str) -> None:
+    """The error quotes what was typed."""
+    with pytest.raises(UsageError, match=message):
+        load_recipe(RECIPES[0], [override])
