@@ -144,8 +144,12 @@ def test_the_rate_is_scaled_by_the_global_batch(
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: OptimConfig(lr=-1.0), lambda: OptimConfig(momentum=-0.5), lambda: LossConfig(label_smoothing=1.0)],
-)  # fmt: skip
+    [
+        lambda: OptimConfig(lr=-1.0),
+        lambda: OptimConfig(momentum=-0.5),
+        lambda: LossConfig(label_smoothing=1.0),
+    ],
+)
 def test_values_out_of_range_are_refused(make: Any) -> None:
     """A ValueError names field and value."""
     with pytest.raises(ValueError, match="got "):

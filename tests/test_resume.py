@@ -183,7 +183,7 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_processes_resume(small_recipe: Path, tmp_path: Path, workers: int) -> None:
-    """Two processes killed with SIGKILL: two go on with the same weights, one with the same order."""
+    """Killed with SIGKILL, two processes go on with the same weights, one with the same order."""
     two = ["--devices", "2", "--batch_size", "4", "--num_workers", str(workers)]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train(small_recipe, whole, *two)
