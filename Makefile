@@ -10,7 +10,7 @@ help: ## list the commands
 
 setup: .venv/ready ## make .venv (about 3 minutes)
 
-.venv/ready: pyproject.toml constraints.txt scripts/env_setup.sh
+.venv/ready: pyproject.toml setup.py constraints.txt scripts/env_setup.sh loaders/_jpeg.c loaders/_resample.h
 	scripts/env_setup.sh
 
 demo: .venv/ready ## pack, train, be killed, resume and evaluate on real images, without a GPU (3 minutes)

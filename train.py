@@ -84,7 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
         f"{recipe.name}: {recipe.model.name}, {sum(data.train.counts)} training and "
         f"{sum(data.val.counts)} validation images of {len(data.train.classes)} classes, "
         f"{recipe.trainer.epochs} epochs of {epoch_steps} steps, global batch "
-        f"{recipe.trainer.global_batch}, peak learning rate {peak_lr:g}, {decoder_name()}, "
+        f"{recipe.trainer.global_batch}, peak learning rate {peak_lr:g}, "
+        f"{decoder_name(recipe.data.decoder)}, "
         + (f"resumed from {checkpoint}" if checkpoint else "from scratch")
     )
     if run is not None:

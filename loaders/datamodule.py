@@ -7,6 +7,7 @@ from typing import Any
 import lightning
 
 from loaders.augment import AugmentConfig
+from loaders.decode import get_decoder
 from loaders.imagefolder import FolderReader
 from loaders.loader import StreamingLoader, Topology, check_identity, run_identity
 from loaders.order import Order, OrderConfig
@@ -36,6 +37,8 @@ class DataConfig:
     val_resize: int = 256
     """Pixels of the shorter side before the centre crop."""
     val_size: int = 224
+    decoder: str = "auto"
+    """auto: the region decoder if it was built, else Pillow; or region, or pillow."""
     lanes: int = OrderConfig().lanes
     window: int = OrderConfig().window
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -56,6 +59,7 @@ class DataConfig:
                 f"{self.train_size}, val_size {self.val_size}, val_resize {self.val_resize}"
             )
         OrderConfig(lanes=self.lanes, window=self.window)  # checks both
+        get_decoder(self.decoder)
 
 
 def open_reader(config: DataConfig, split: str, classes: tuple[str, ...] | None = None) -> Reader:
@@ -119,6 +123,7 @@ class ImageNetData(lightning.LightningDataModule):
             size=self.config.train_size,
             workers=self.config.num_workers,
             prefetch=self.config.prefetch,
+            decoder=self.config.decoder,
             epoch_of=lambda: trainer.current_epoch,
         )
 
@@ -134,6 +139,7 @@ class ImageNetData(lightning.LightningDataModule):
             size=self.config.val_size,
             workers=self.config.num_workers,
             prefetch=self.config.prefetch,
+            decoder=self.config.decoder,
         )
 
     def _topology(self) -> Topology:

@@ -1,19 +1,44 @@
-"""One image's bytes and a crop box -> (size, size, 3) uint8 RGB."""
+"""One image's bytes and a crop box -> (height, width, 3) uint8 RGB.
+
+    region    decodes only the box of a JPEG, at the smallest DCT scale that covers the output, and
+              resizes as rows come out of libjpeg-turbo (loaders/_jpeg.c, which is optional)
+    pillow    decodes the whole image at that scale, crops, resizes; takes every format
+
+The region decoder gives what it cannot take (PNG, WebP, CMYK, 12 bits, damaged files) to Pillow, so
+what can be decoded, and what is an error, is the same for both.
+"""
 
 import importlib.metadata
 import io
 import math
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+try:
+    from loaders import _jpeg
+except ImportError:  # built without a compiler or without libjpeg-turbo's headers
+    _jpeg = None  # type: ignore[assignment]
+
 FORMATS = ("JPEG", "PNG", "WEBP")
 """What is ever decoded. Pillow knows many more formats, and each is a way in for hostile bytes."""
 
-# Pillow warns at half and raises at the double of this: the sizes of a decompression bomb. The
-# packer's counts tell what is in a data set; here a warning for each epoch and worker is noise.
+DECODERS = ("auto", "region", "pillow")
+
+Box = tuple[float, float, float, float]
+DecodeInto = Callable[[npt.NDArray[np.uint8], bytes, Box, bool, bool], None]
+"""(out, data, box, flip, exact): decode, cut the box out, resize it, write it to out.
+
+out: (height, width, 3), C-contiguous. box: left, top, right, bottom in pixels of the image. flip:
+mirror left and right. exact: see Crops.exact. The resize is bilinear and antialiased. Raises
+DecodeError.
+"""
+
+# Pillow warns at half and raises at the double of a size that is called a bomb. The packer reports
+# what is in a data set; here a warning for each epoch and worker would be noise.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
@@ -21,8 +46,27 @@ class DecodeError(Exception):
     """Raised when bytes cannot be decoded; the caller knows which sample they are."""
 
 
-def decoder_name() -> str:
-    """The decoder at work, for logs and for the loader's state."""
+def get_decoder(name: str) -> DecodeInto:
+    """The decoder of this name; 'auto' is the region decoder if it was built, else Pillow.
+
+    Raises ValueError for an unknown name, and for 'region' where it was not built.
+    """
+    if name == "pillow" or (name == "auto" and _jpeg is None):
+        return decode_by_pillow
+    if name not in DECODERS:
+        raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, got {name!r}")
+    if _jpeg is None:
+        raise ValueError(
+            "decoder 'region' was not built: it needs a C compiler and the headers of "
+            "libjpeg-turbo (Debian: apt-get install gcc libjpeg-dev) when shardstream is installed"
+        )
+    return decode_by_region
+
+
+def decoder_name(name: str = "auto") -> str:
+    """What is behind a decoder's name, with versions: for logs and for the loader's state."""
+    if get_decoder(name) is decode_by_region:
+        return f"region decoder on libjpeg-turbo {_jpeg.LIBJPEG_TURBO_VERSION}"
     try:
         return f"pillow-simd {importlib.metadata.version('pillow-simd')}"
     except importlib.metadata.PackageNotFoundError:
@@ -38,49 +82,72 @@ def image_size(data: bytes) -> tuple[int, int]:
         raise DecodeError(str(error)) from error
 
 
-def decode_into(
-    out: npt.NDArray[np.uint8],
-    data: bytes,
-    *,
-    box: tuple[float, float, float, float],
-    flip: bool,
-    exact: bool,
+def decode_by_region(
+    out: npt.NDArray[np.uint8], data: bytes, box: Box, flip: bool, exact: bool
 ) -> None:
-    """Decode, cut the box out, resize it (bilinear, antialiased) and write it to `out`.
+    """See DecodeInto."""
+    height, width = out.shape[:2]
+    factor = 1 if exact else _reduction(box, width, height)
+    scaled = _scaled(box, factor)
+    try:
+        region = _with_support(box, data, width, height) if exact else _around(scaled)
+        _jpeg.decode_resized(data, *scaled, *region, factor, out, flip)
+    except _jpeg.LimitError as error:
+        raise DecodeError(str(error)) from error
+    except (_jpeg.UnsupportedError, _jpeg.CorruptError):
+        decode_by_pillow(out, data, box, flip, exact)
 
-    out: (height, width, 3). box: left, top, right, bottom in pixels of the image. `exact`: see
-    Crops.exact. Raises DecodeError.
-    """
+
+def decode_by_pillow(
+    out: npt.NDArray[np.uint8], data: bytes, box: Box, flip: bool, exact: bool
+) -> None:
+    """See DecodeInto."""
     height, width = out.shape[:2]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # corrupt EXIF, which ImageNet has
             image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if not exact:
-                box = _reduce(image, box, width, height)
+            factor = 1 if exact or image.format != "JPEG" else _reduction(box, width, height)
+            if factor > 1:
+                image.draft("RGB", (image.width // factor, image.height // factor))
+                box = _scaled(box, factor)
             image = image.convert("RGB")  # loads; a plain RGB image is not copied again
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DecodeError(str(error)) from error
     if not exact:  # crop first, so that no pixel from outside the box shines in
-        left, top = math.floor(box[0]), math.floor(box[1])
-        image = image.crop((left, top, math.ceil(box[2]), math.ceil(box[3])))
-        box = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
+        region = _around(box)
+        image = image.crop(region)
+        box = (box[0] - region[0], box[1] - region[1], box[2] - region[0], box[3] - region[1])
     image = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
     pixels = np.asarray(image)
     out[:] = pixels[:, ::-1] if flip else pixels
 
 
-def _reduce(
-    image: Image.Image, box: tuple[float, float, float, float], width: int, height: int
-) -> tuple[float, float, float, float]:
-    """Set a JPEG to decode at 1/2, 1/4 or 1/8 if the box still covers the output; scale the box."""
+def _reduction(box: Box, width: int, height: int) -> int:
+    """The largest of 8, 4, 2 and 1 by which the box can shrink and still cover the output."""
     covers = min((box[2] - box[0]) / width, (box[3] - box[1]) / height)
-    factor = next((f for f in (8, 4, 2) if f <= covers), 1)
-    if factor == 1 or image.format != "JPEG":
-        return box
-    full_width, full_height = image.size
-    image.draft("RGB", (full_width // factor, full_height // factor))
-    # libjpeg rounds a reduced size up, so the last column may stand for fewer source pixels.
-    assert image.size == (-(-full_width // factor), -(-full_height // factor))
-    left, top, right, bottom = (edge / factor for edge in box)
-    return left, top, right, bottom
+    return next((factor for factor in (8, 4, 2) if factor <= covers), 1)
+
+
+def _scaled(box: Box, factor: int) -> Box:
+    """The box in an image that is `factor` times smaller; exact for powers of two."""
+    return box[0] / factor, box[1] / factor, box[2] / factor, box[3] / factor
+
+
+def _around(box: Box) -> tuple[int, int, int, int]:
+    """The whole pixels that the box touches."""
+    return math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3])
+
+
+def _with_support(box: Box, data: bytes, width: int, height: int) -> tuple[int, int, int, int]:
+    """The pixels that an antialiased bilinear resize of the box looks at, inside the image."""
+    image_width, image_height = _jpeg.read_header(data)[:2]
+    across = math.ceil(max((box[2] - box[0]) / width, 1)) + 1
+    down = math.ceil(max((box[3] - box[1]) / height, 1)) + 1
+    left, top, right, bottom = _around(box)
+    return (
+        max(left - across, 0),
+        max(top - down, 0),
+        min(right + across, image_width),
+        min(bottom + down, image_height),
+    )

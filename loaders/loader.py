@@ -16,7 +16,7 @@ from itertools import count
 from typing import Any
 
 from loaders.augment import AugmentConfig, Crops, random_crops
-from loaders.decode import decoder_name
+from loaders.decode import decoder_name, get_decoder
 from loaders.order import Lanes, Order, OrderConfig
 from loaders.pipeline import Batch, Planned, make_pipeline
 from loaders.reader import Facts, Reader
@@ -92,6 +92,7 @@ class StreamingLoader:
         size: int,
         workers: int,
         prefetch: int = 2,
+        decoder: str = "auto",
         epoch_of: Callable[[], int] | None = None,
     ) -> None:
         """`epoch_of` tells the epoch each time an iteration begins; without it set_epoch does.
@@ -103,13 +104,14 @@ class StreamingLoader:
         self._topology = topology
         self._identity = run_identity(reader, order, topology.global_batch)
         self._steps = self._order.steps(topology.global_batch)
+        self._decoder = decoder_name(decoder)
         self._epoch_of = epoch_of
         self._epoch = 0
         self._delivered = (0, 0)  # epoch, batches of it
         self._start = FROM_SERVER.RawValue(c_int64)
         plan = partial(_plan, self._order, topology, self._start)
         crops = partial(_crops, augment, order.seed)
-        pipeline = make_pipeline(plan, reader, crops, size=size)
+        pipeline = make_pipeline(plan, reader, crops, get_decoder(decoder), size=size)
         self._workers = Workers(pipeline, workers=workers, prefetch=prefetch)
         self._workers.close_with(self)
         self._next = -1  # tag of the batch that the workers deliver next
@@ -142,7 +144,7 @@ class StreamingLoader:
             "epoch": epoch,
             "position": batches * self._topology.batch * self._topology.world,
             **self._identity,
-            "decoder": decoder_name(),
+            "decoder": self._decoder,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -151,10 +153,10 @@ class StreamingLoader:
         Raises UsageError when data, order or global batch are not those of the state.
         """
         check_identity(state, self._identity)
-        if state["decoder"] != decoder_name():
+        if state["decoder"] != self._decoder:
             warnings.warn(
                 f"the checkpoint was made with {state['decoder']}, this run decodes with "
-                f"{decoder_name()}: pixels may differ in the last bits",
+                f"{self._decoder}: pixels may differ in the last bits",
                 stacklevel=2,
             )
         each = self._topology.batch * self._topology.world

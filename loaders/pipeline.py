@@ -13,7 +13,7 @@ import torch
 import webdataset as wds
 
 from loaders.augment import Crops
-from loaders.decode import DecodeError, decode_into, image_size
+from loaders.decode import DecodeError, DecodeInto, image_size
 from loaders.reader import Facts, Reader
 from sharding.errors import DataError
 from sharding.streams import Integers
@@ -57,10 +57,17 @@ CropFunction = Callable[[Integers, Facts, int], Crops]
 
 
 def make_pipeline(
-    plan: Callable[[], Iterator[Planned]], reader: Reader, crops: CropFunction, *, size: int
+    plan: Callable[[], Iterator[Planned]],
+    reader: Reader,
+    crops: CropFunction,
+    decode: DecodeInto,
+    *,
+    size: int,
 ) -> wds.DataPipeline:
     """The pipeline that makes each planned batch, in order, of size x size pixels; yields Made."""
-    return wds.DataPipeline(plan, partial(_fetch, reader), partial(_decode, reader, crops, size))
+    return wds.DataPipeline(
+        plan, partial(_fetch, reader), partial(_decode, reader, crops, decode, size)
+    )
 
 
 def _fetch(reader: Reader, plan: Iterable[Planned]) -> Iterator[_Fetched | Made]:
@@ -74,7 +81,11 @@ def _fetch(reader: Reader, plan: Iterable[Planned]) -> Iterator[_Fetched | Made]
 
 
 def _decode(
-    reader: Reader, crops: CropFunction, size: int, fetched: Iterable[_Fetched | Made]
+    reader: Reader,
+    crops: CropFunction,
+    decode: DecodeInto,
+    size: int,
+    fetched: Iterable[_Fetched | Made],
 ) -> Iterator[Made]:
     """Decode each image of a batch straight into the batch's array."""
     for item in fetched:
@@ -88,7 +99,7 @@ def _decode(
             for i, (data, box, flip) in enumerate(
                 zip(images, boxes.tolist(), flips.tolist(), strict=True)
             ):
-                decode_into(pixels[i], data, box=box, flip=flip, exact=exact)
+                decode(pixels[i], data, box, flip, exact)
         except DecodeError as error:
             place = reader.describe(int(planned.numbers[i]))
             yield Made(planned.tag, DataError(f"{place}: cannot be decoded: {error}"))

@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 
 from loaders.augment import Crops, centre_crops
+from loaders.decode import get_decoder
 from loaders.pipeline import Batch, Planned, make_pipeline
 from loaders.reader import Facts, Reader
 from loaders.workers import Workers, worker_place
@@ -40,12 +41,14 @@ class ValidationLoader:
         size: int,
         workers: int,
         prefetch: int = 2,
+        decoder: str = "auto",
     ) -> None:
         """batch: samples of a rank's batch. resize, size: shorter side, centre crop, in pixels."""
         samples = sum(reader.counts)
         self._batches = validation_batches(samples, batch=batch, rank=rank, world=world)
         plan = partial(_plan, self._batches, batch, samples)
-        pipeline = make_pipeline(plan, reader, partial(_crops, resize, size), size=size)
+        crops = partial(_crops, resize, size)
+        pipeline = make_pipeline(plan, reader, crops, get_decoder(decoder), size=size)
         self._workers = Workers(
             pipeline, workers=min(workers, len(self._batches)), prefetch=prefetch
         )

@@ -13,9 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, Resize
+from torchvision.transforms.functional import resized_crop
 
 from loaders.augment import centre_crops
-from loaders.decode import DecodeError, decode_into, decoder_name, image_size
+from loaders.decode import (
+    DecodeError,
+    decode_by_pillow,
+    decoder_name,
+    get_decoder,
+    image_size,
+)
 from tests.make_shards import encode, picture
 
 Box = tuple[float, float, float, float]
@@ -25,9 +32,9 @@ Pixels = npt.NDArray[np.int64]
 def decode(
     data: bytes, box: Box, width: int, height: int, *, exact: bool = False, flip: bool = False
 ) -> Pixels:
-    """decode_into a fresh array; signed, so that differences can be taken."""
+    """Decode into a fresh array; signed, so that differences can be taken."""
     out = np.empty((height, width, 3), np.uint8)
-    decode_into(out, data, box=box, flip=flip, exact=exact)
+    decode_by_pillow(out, data, box, flip, exact)
     return out.astype(np.int64)
 
 
@@ -200,4 +207,86 @@ def test_truncated_pixels_are_refused(data: bytes, exact: bool) -> None:
 
 def test_decoder_name() -> None:
     """The name in checkpoints is of the Pillow that is imported, with its version."""
-    assert decoder_name() in {f"pillow {PIL.__version__}", f"pillow-simd {PIL.__version__}"}
+    assert decoder_name("pillow") in {f"pillow {PIL.__version__}", f"pillow-simd {PIL.__version__}"}
+
+
+# Pillow-SIMD's resize rounds its weights to 16 bits, so it is not Pillow's to the bit.
+RESIZE_LEVELS = 2 if ".post" in PIL.__version__ else 0
+BY_REGION = get_decoder("region") if "region" in decoder_name() else None
+built = pytest.mark.skipif(BY_REGION is None, reason="the region decoder is not built")
+
+
+def by_both(data: bytes, box: Box, *, exact: bool, flip: bool = False) -> tuple[Pixels, Pixels]:
+    """The same crop to 48 x 48 by the region decoder and by Pillow."""
+    assert BY_REGION is not None
+    found = []
+    for decoder in (BY_REGION, get_decoder("pillow")):
+        out = np.empty((48, 48, 3), np.uint8)
+        decoder(out, data, box, flip, exact)
+        found.append(out.astype(np.int64))
+    return found[0], found[1]
+
+
+@built
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize(
+    ("mode", "kind", "options"),
+    [
+        ("RGB", "JPEG", {}),
+        ("RGB", "JPEG", {"progressive": True}),
+        ("RGB", "JPEG", {"subsampling": 0}),
+        ("L", "JPEG", {}),
+        ("CMYK", "JPEG", {}),  # these go to Pillow
+        ("P", "PNG", {}),
+        ("RGB", "WEBP", {"quality": 80}),
+    ],
+)
+@pytest.mark.parametrize("box", [(0, 0, 301, 203), (13, 7, 290, 199), (20, 30, 60, 50)])
+def test_both_decoders_agree(
+    mode: str, kind: str, options: dict[str, Any], box: Box, exact: bool
+) -> None:
+    """The same pixels as Pillow's, whichever the format; only the resize may round otherwise."""
+    data = encode(picture(4, 301, 203).convert(mode), kind, **options)
+    region, pillow = by_both(data, box, exact=exact, flip=True)
+    allowed = RESIZE_LEVELS + exact  # exact: box relative to a part, so 32-bit floats round anew
+    assert np.abs(region - pillow).max() <= allowed
+
+
+@built
+@settings(deadline=None, max_examples=40)
+@given(st.integers(48, 95), st.integers(48, 95), st.integers(0, 60), st.integers(0, 60))
+def test_training_crops_are_torchvisions(width: int, height: int, left: int, top: int) -> None:
+    """RandomResizedCrop of the same box, where no reduced scale is used, to one level."""
+    image = picture(5, 160, 160)
+    data = encode(image, quality=90)
+    with Image.open(io.BytesIO(data)) as decoded:
+        expected = resized_crop(decoded, top, left, height, width, [48, 48], antialias=True)
+    region, _ = by_both(data, (left, top, left + width, top + height), exact=False)
+    assert np.abs(region - np.asarray(expected).astype(np.int64)).max() <= max(1, RESIZE_LEVELS)
+
+
+@built
+@pytest.mark.parametrize("cut", [3, 200, 0.5, 0.99])
+def test_a_truncated_jpeg_is_an_error_for_both(cut: float) -> None:
+    """What the region decoder calls corrupt Pillow decides, and Pillow refuses it."""
+    data = encode(picture(6, 200, 150))
+    part = data[: int(cut if cut > 1 else cut * len(data))]
+    for decoder in (BY_REGION, get_decoder("pillow")):
+        assert decoder is not None
+        with pytest.raises(DecodeError):
+            decoder(np.empty((8, 8, 3), np.uint8), part, (0, 0, 200, 150), False, False)
+
+
+def test_an_unknown_decoder_is_refused() -> None:
+    """The error lists what there is."""
+    with pytest.raises(ValueError, match="one of auto, region, pillow, got 'turbo'"):
+        get_decoder("turbo")
+
+
+def test_without_the_extension_auto_is_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where there was no compiler: auto decodes with Pillow, region says what it needs."""
+    monkeypatch.setattr("loaders.decode._jpeg", None)
+    assert get_decoder("auto") is decode_by_pillow
+    assert decoder_name().startswith("pillow")
+    with pytest.raises(ValueError, match="apt-get install gcc libjpeg-dev"):
+        get_decoder("region")

@@ -1,6 +1,7 @@
 """Images: what a file's first bytes say."""
 
 import itertools
+import zlib
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tests.make_images import image
 JPEG = image(0, size=(31, 17))
 FRAME = JPEG.index(b"\xff\xc0")
 PNG = image(0, "PNG")
+HUGE = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + PNG[24:29]  # 3,600 megapixels
 
 
 @settings(max_examples=50, deadline=None)
@@ -47,10 +49,11 @@ def test_the_bytes_decide(kind: str) -> None:
     [
         (JPEG[:FRAME] + b"\xff\xff\xff" + JPEG[FRAME:], (31, 17)),  # fill bytes before a marker
         (JPEG[:FRAME] + b"\xff\x01" + JPEG[FRAME:], (31, 17)),  # a marker without a length
+        (JPEG[:FRAME] + b"\xff\xc4\x00\x08tables" + JPEG[FRAME:], (31, 17)),  # no frame
         (JPEG[: FRAME + 9], (31, 17)),  # nothing is read behind the frame header
         (JPEG[: FRAME + 5] + b"\xff\xdc\xff\xdd" + JPEG[FRAME + 9 :], (65501, 65500)),  # a bomb
     ],
-    ids=["fill bytes", "bare marker", "only header", "4,290 megapixels"],
+    ids=["fill bytes", "bare marker", "tables first", "only header", "4,290 megapixels"],
 )
 def test_odd_jpegs(data: bytes, size: tuple[int, int]) -> None:
     """Odd but legal headers are read, and nothing is decoded for it."""
@@ -69,7 +72,7 @@ def test_odd_jpegs(data: bytes, size: tuple[int, int]) -> None:
         image(0, "GIF"),
         PNG[:20],
         image(0, "WEBP")[:20],
-        PNG[:16] + (60_000).to_bytes(4, "big") * 2 + PNG[24:],  # a bomb of 3,600 megapixels
+        PNG[:12] + HUGE + zlib.crc32(HUGE).to_bytes(4, "big") + PNG[33:],
         b"GIF89a" + JPEG,
     ],
     ids=itertools.count(),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from loaders.augment import AugmentConfig, Crops, random_crops
-from loaders.decode import decode_into
+from loaders.decode import get_decoder
 from loaders.pipeline import Batch, Made, Planned, make_pipeline
 from loaders.reader import Facts, Reader, ShardReader
 from sharding.dataset import PackedSplit
@@ -30,7 +30,7 @@ def run(reader: Reader, *batches: list[int], epoch: int = 0) -> list[Made]:
         for tag, numbers in enumerate(batches, 100):
             yield Planned(tag, epoch, np.array(numbers))
 
-    return list(make_pipeline(plan, reader, crops, size=12))
+    return list(make_pipeline(plan, reader, crops, get_decoder("auto"), size=12))
 
 
 def test_batches_hold_what_was_planned() -> None:
@@ -48,7 +48,7 @@ def test_batches_hold_what_was_planned() -> None:
         assert (images.dtype, labels.dtype, found.dtype) == (torch.uint8, torch.int64, torch.int64)
         for image, number, box, flip in zip(images, numbers, boxes, flips, strict=True):
             pixels = np.empty((12, 12, 3), np.uint8)
-            decode_into(pixels, reader.read(number), box=tuple(box), flip=flip, exact=exact)
+            get_decoder("auto")(pixels, reader.read(number), tuple(box), flip, exact)
             assert np.array_equal(image, pixels)
 
 

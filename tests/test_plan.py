@@ -11,7 +11,7 @@ from sharding.tar import member
 packings = st.builds(
     Packing,
     seed=st.integers(0, (1 << 64) - 1),
-    shard_bytes=st.integers(1, 40_000),
+    shard_bytes=st.integers(1, 40_000) | st.integers(4, 80).map(lambda blocks: 512 * blocks),
     max_samples=st.none() | st.integers(1, 9),
 )
 

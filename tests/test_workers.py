@@ -84,27 +84,25 @@ def test_workers_run_on_from_epoch_to_epoch() -> None:
         assert children() - before == workers
 
 
-class Counting(ShardReader):
-    """Counts the samples read in all processes."""
-
-    read_samples = multiprocessing.Value("q", 0)
+class Noting(ShardReader):
+    """Notes each read in a file beside the shards, from whichever process it comes."""
 
     def read(self, number: int) -> bytes:
         """See Reader."""
-        with self.read_samples.get_lock():
-            self.read_samples.value += 1
+        with open(f"{self._split.store.url}/reads", "ab") as notes:
+            notes.write(b".")
         return super().read(number)
 
 
-def test_nothing_made_ahead_is_lost_between_epochs() -> None:
+def test_nothing_made_ahead_is_lost_between_epochs(tmp_path: Path) -> None:
     """Workers run on into the next epoch: they read what is delivered and what they are ahead."""
-    split = PackedSplit.open(str(data_set() / "shards/train"))
-    loader = make_loader(Counting(split), workers=1)
+    folder = copy_of_shards(tmp_path) / "train"
+    loader = make_loader(Noting(PackedSplit.open(str(folder))), workers=1)
     for epoch in range(6):
         loader.set_epoch(epoch)
         assert len(list(loader)) == STEPS
-    delivered, ahead = 6 * STEPS * GLOBAL_BATCH, 3 * GLOBAL_BATCH
-    assert delivered <= Counting.read_samples.value <= delivered + ahead
+    reads = (folder / "reads").stat().st_size
+    assert 0 <= reads - 6 * STEPS * GLOBAL_BATCH <= 3 * GLOBAL_BATCH
 
 
 def test_workers_end_with_their_loader() -> None:
@@ -134,16 +132,13 @@ def test_workers_are_deaf_to_signals() -> None:
 
 
 def test_workers_die_with_a_killed_parent() -> None:
-    """SIGKILL to the training process leaves no worker behind, not even one that hangs."""
+    """SIGKILL to the training process ends its workers at once; torch alone takes 5 s."""
     with start("signal.pause()") as process:
         assert process.stdout is not None
-        workers = [int(pid) for pid in process.stdout.readline().split()]
-        watched = [os.pidfd_open(pid) for pid in workers]
-        for pid in workers:
-            os.kill(pid, signal.SIGSTOP)
+        watched = [os.pidfd_open(int(pid)) for pid in process.stdout.readline().split()]
         process.kill()
         for descriptor in watched:
-            assert select.select([descriptor], [], [], 20)[0], "a worker outlived its parent"
+            assert select.select([descriptor], [], [], 3)[0], "a worker outlived its parent"
             os.close(descriptor)
     assert len(watched) == 2
 
