@@ -33,4 +33,7 @@ else
   .venv/bin/pip install --quiet --disable-pip-version-check --force-reinstall --no-deps "pillow==${simd%.post0}"
   echo "env_setup: plain Pillow ${simd%.post0}: Pillow-SIMD could not be built here (see .venv/pillow-simd.log; it needs x86-64, a C compiler and the headers of libjpeg and zlib). All works, more slowly."
 fi
+.venv/bin/python -c '
+from loaders.decode import decoder_name
+print("env_setup: images are decoded by the", decoder_name())'
 touch .venv/ready
