@@ -3,7 +3,7 @@
 # .bench/, on top of .venv (so PyTorch is not installed five times). What fails to install is
 # reported, and bench_loader.py then reports it as missing.
 #
-#   scripts/bench_setup.sh [PEER ...]         default: all; FFCV needs root for its Debian packages
+#   scripts/bench_setup.sh [PEER ...]         default: all; FFCV and SPDL need root for Debian packages
 set -uo pipefail
 cd "$(dirname "$0")/.."
 [ -e .venv/ready ] || scripts/env_setup.sh || exit
@@ -24,7 +24,8 @@ for peer in "${@:-mosaic litdata dali ffcv spdl pillow}"; do
       mosaic) install mosaic mosaicml-streaming ;;
       litdata) install litdata litdata ;;
       dali) install dali nvidia-dali-cuda130 ;;
-      spdl) install spdl spdl ;;
+      spdl) # loads the libraries of FFmpeg 4 to 9
+        apt-get install -qq --no-install-recommends ffmpeg >/dev/null && install spdl spdl ;;
       pillow) install pillow --force-reinstall --no-deps "$(grep '^pillow==' constraints.txt)" ;; # plain, beside Pillow-SIMD
       ffcv)
         { apt-get install -qq --no-install-recommends libopencv-dev libturbojpeg0-dev pkg-config g++ >/dev/null &&

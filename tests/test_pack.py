@@ -55,29 +55,44 @@ def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return files_below(destination)
 
 
-@contextmanager
-def packer(source: Path, folder: Path, moment: Callable[[list[str]], bool]) -> Iterator[Packer]:
-    """A packer into `folder` with two workers, in its own process group, at a moment of its work.
+STOPS = """
+import os, signal, sys
+import shard
 
-    The moment is told by the folder's names, looked at without a pause so as to be in time.
+def stop(event, arguments):
+    if event == "os.rename" and str(arguments[1]).endswith(moment):
+        os.kill(0, signal.SIGSTOP)
+
+moment = sys.argv.pop()
+sys.argv[0] = "shard.py"
+sys.addaudithook(stop)
+sys.exit(shard.main())
+"""
+
+
+@contextmanager
+def packer(source: Path, folder: Path, moment: str) -> Iterator[tuple[Packer, list[int]]]:
+    """A packer into `folder`, leader of a process group, and the process ids of its two workers.
+
+    All stand still just before the file `moment` gets its name.
     """
-    line = ["nice", "-n", "19", *SHARD_PY, "pack", str(source), str(folder.parent), *OPTIONS, "2"]
+    line = [sys.executable, "-c", STOPS, "pack", str(source), str(folder.parent), *OPTIONS, "2"]
     with subprocess.Popen(
-        line, env=ENVIRONMENT, stdout=-3, stderr=-1, text=True, start_new_session=True
+        [*line, moment],
+        cwd=Path(SHARD_PY[1]).parent,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     ) as process:
         try:
-            while not (folder.is_dir() and moment(os.listdir(folder))):
-                assert process.poll() is None, "it ended before its moment came"
-            yield process
+            assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+            yield process, [int(number) for number in children.split()]
         finally:
             with suppress(ProcessLookupError):  # all ended, as they should
                 os.killpg(process.pid, signal.SIGKILL)
-
-
-def children(process: Packer) -> list[int]:
-    """Process ids of a packer's workers."""
-    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-    return [int(number) for number in listed.split()]
 
 
 def finish(source: Path, folder: Path, expected: dict[str, bytes]) -> None:
@@ -85,21 +100,6 @@ def finish(source: Path, folder: Path, expected: dict[str, bytes]) -> None:
     again = run_shard("pack", source, folder.parent, *OPTIONS, "2")
     assert (again.returncode, again.stderr) == (0, "")
     assert files_below(folder) == expected
-
-
-def tars(count: int) -> Callable[[list[str]], bool]:
-    """The moment at which so many tars are there."""
-    return lambda names: sum(name.endswith(".tar") for name in names) >= count
-
-
-def half_written(names: list[str]) -> bool:
-    """The moment at which a file is being written."""
-    return any(name.startswith(".tmp-") for name in names)
-
-
-def tar_without_index(names: list[str]) -> bool:
-    """A moment between a tar and its index."""
-    return 2 * sum(name.endswith(".tar") for name in names) > sum(name[0] != "." for name in names)
 
 
 def identities(folder: Path) -> dict[str, tuple[int, int]]:
@@ -156,34 +156,28 @@ def test_every_reader_gives_the_folder_back(tmp_path: Path) -> None:
         assert {tar.path_of(n): d for n, d in files_below(tmp_path / folder).items()} == whole
 
 
+@pytest.mark.parametrize("kill", [os.killpg, os.kill], ids=["group", "parent"])
 @pytest.mark.parametrize(
-    ("moment", "kill"),
-    [
-        (half_written, os.killpg),
-        (tar_without_index, os.killpg),
-        (tars(1), os.kill),  # the parent alone: its workers have to go by themselves
-        (tars(16), os.killpg),
-        (tars(16), os.kill),
-    ],
+    "moment", ["train-000000.tar", "train-000016.tar", "train-000016.npy", MANIFEST_NAME]
 )
 def test_sigkill(
     source: Path,
     expected: dict[str, bytes],
     tmp_path: Path,
-    moment: Callable[[list[str]], bool],
-    *,
+    moment: str,
     kill: Callable[[int, int], None],
 ) -> None:
-    """A packer killed with its workers, or alone, is finished by the same command."""
+    """A packer killed with its workers, or alone, leaves none, and the same command finishes."""
     folder = tmp_path / "train"
-    with packer(source, folder, moment) as process:
-        workers = [os.pidfd_open(pid) for pid in children(process)]
+    with packer(source, folder, moment) as (process, workers):
+        descriptors = [os.pidfd_open(worker) for worker in workers]
         kill(process.pid, signal.SIGKILL)
-        for worker in workers:
-            assert select.select([worker], [], [], 10)[0] == [worker]  # it has ended
-            os.close(worker)
-    assert len(workers) == 2
-    assert MANIFEST_NAME not in os.listdir(folder)
+        for descriptor in descriptors:
+            assert select.select([descriptor], [], [], 10)[0] == [descriptor]  # it has ended
+            os.close(descriptor)
+    assert len(workers) == (0 if moment == MANIFEST_NAME else 2)
+    assert moment not in os.listdir(folder)
+    assert any(name.startswith(".tmp-") for name in os.listdir(folder))
     finish(source, folder, expected)
 
 
@@ -231,23 +225,35 @@ def test_sigkill_before_each_file_operation(tmp_path: Path, again_and_again: boo
     assert files_below(destination) == expected
 
 
-def test_interrupt(source: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
-    """Ctrl-C ends a packer with one line and status 130; the same command goes on."""
-    with packer(source, tmp_path / "train", tars(8)) as process:
-        os.killpg(process.pid, signal.SIGINT)
+@pytest.mark.parametrize(
+    ("number", "status", "message"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGKILL, 1, "a packing worker was killed")],
+)
+def test_stopped(
+    source: Path,
+    expected: dict[str, bytes],
+    tmp_path: Path,
+    *,
+    number: int,
+    status: int,
+    message: str,
+) -> None:
+    """A packer that gets Ctrl-C or loses its workers says so; the same command goes on."""
+    with packer(source, tmp_path / "train", "train-000016.tar") as (process, workers):
+        for victim in workers if number == signal.SIGKILL else [-process.pid]:
+            os.kill(victim, number)
+        os.killpg(process.pid, signal.SIGCONT)
         errors = process.communicate(timeout=30)[1]
-    assert (process.returncode, errors) == (130, "shard.py: error: interrupted\n")
-    assert not half_written(os.listdir(tmp_path / "train"))
+    assert (process.returncode, errors.count("\n")) == (status, 1)
+    assert errors.startswith(f"shard.py: error: {message}")
     finish(source, tmp_path / "train", expected)
 
 
 def test_second_packer(source: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
     """A second packer fails at once and names the first; when that is killed, its lock is free."""
     write_files(tmp_path / "train", {LOCK_NAME: b'{"host": "gone", "pid": 1}'})
-    with packer(source, tmp_path / "train", half_written) as first:
-        os.killpg(first.pid, signal.SIGSTOP)
+    with packer(source, tmp_path / "train", "train-000000.tar") as (first, _):
         second = run_shard("pack", source, tmp_path, *OPTIONS, "2")
-        assert first.poll() is None
     assert (second.returncode, second.stderr.count("\n")) == (2, 1)
     assert f"another packer is at work on {tmp_path}/train: {{" in second.stderr
     assert re.findall(r'"pid": (\d+)', second.stderr) == [str(first.pid)]
