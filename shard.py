@@ -8,7 +8,6 @@ import re
 import sys
 from functools import lru_cache
 from pathlib import Path
-from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -69,24 +68,14 @@ def main_pack(options: argparse.Namespace) -> int:
         classes = listing.classes
         store = open_store(f"{options.destination.rstrip('/')}/{split}")
         assert isinstance(store, LocalStore)
-        with _bar(f"pack {split}", len(listing)) as bar:
-            size = 0
-
-            def advance(shard: Shard, bar: "tqdm[NoReturn]" = bar) -> None:
-                nonlocal size
-                size += shard.bytes
-                bar.update(shard.samples)
-                bar.set_postfix_str(
-                    f"{size / 1e6 / max(bar.format_dict['elapsed'], 1e-3):.0f} MB/s"
-                )
-
+        with _Bar(f"pack {split}", len(listing)) as bar:
             manifest = pack(
                 listing,
                 store,
                 split=split,
                 packing=packing,
                 workers=options.workers,
-                progress=advance,
+                progress=bar.advance,
             )
         counts = manifest.source
         print(
@@ -101,12 +90,12 @@ def main_verify(options: argparse.Namespace) -> int:
     """Re-read every byte; a line for each thing wrong, and exit status 3 if there is any."""
     problems = 0
     for name, split in open_splits(options.destination).items():
-        with _bar(f"verify {name}", split.manifest.samples) as bar:
+        with _Bar(f"verify {name}", split.manifest.samples) as bar:
             for number, lines in verify(split, workers=options.workers):
                 for line in lines:
                     tqdm.write(line, file=sys.stderr)
                 problems += len(lines)
-                bar.update(split.manifest.shards[number].samples)
+                bar.advance(split.manifest.shards[number])
         print(
             f"{name}: {split.manifest.samples} samples in {len(split.manifest.shards)} shards, "
             f"{split.manifest.total_bytes / 1e6:.1f} MB read"
@@ -212,9 +201,20 @@ def _packed_classes(destination: str) -> tuple[str, ...] | None:
         return None
 
 
-def _bar(title: str, images: int) -> "tqdm[NoReturn]":
-    """Progress on a terminal (images/s and time left); nothing elsewhere."""
-    return tqdm(total=images, desc=title, unit=" images", disable=None, dynamic_ncols=True)
+class _Bar(tqdm):  # type: ignore[type-arg]  # generic in its stubs only
+    """Progress on a terminal: images/s, MB/s and time left; nothing elsewhere."""
+
+    def __init__(self, title: str, images: int) -> None:
+        super().__init__(total=images, desc=title, unit=" images", disable=None, dynamic_ncols=True)
+        self._bytes = 0
+
+    def advance(self, shard: Shard) -> None:
+        """One more shard is done."""
+        self._bytes += shard.bytes
+        self.set_postfix_str(
+            f"{self._bytes / 1e6 / max(self.format_dict['elapsed'], 1e-3):.0f} MB/s", refresh=False
+        )
+        self.update(shard.samples)
 
 
 def _parser() -> argparse.ArgumentParser:
