@@ -12,9 +12,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from loaders.order import Order, OrderConfig
-from sharding.dataset import open_splits
+from sharding.dataset import PackedSplit, open_splits
 from sharding.errors import DataError, UsageError, reports_errors
-from sharding.manifest import Manifest, Packing, Shard
+from sharding.manifest import MANIFEST_NAME, Manifest, Packing, Shard
 from sharding.pack import pack
 from sharding.source import find_splits, scan
 from sharding.store import LocalStore, open_store
@@ -35,7 +35,10 @@ def byte_size(text: str) -> int:
     unit = match[2] if match and match[2] != "B" else ""
     if not match or unit not in _UNITS:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write for example 256MB or 64MiB")
-    return int(float(match[1]) * _UNITS[unit])
+    size = float(match[1]) * _UNITS[unit]
+    if size >= 1 << 63:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than any file can hold")
+    return int(size)
 
 
 def positive(text: str) -> int:
@@ -60,6 +63,8 @@ def main_pack(options: argparse.Namespace) -> int:
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
+    if not options.destination:
+        raise UsageError("DST is empty; is a variable unset?")
     classes: tuple[str, ...] | None = None
     for split, folder in find_splits(options.source).items():
         if split == "val" and classes is None:
@@ -128,10 +133,13 @@ def main_locate(options: argparse.Namespace) -> int:
     """Say where each rank's samples of one training step stand."""
     splits = open_splits(options.destination)
     split = splits.get("train") or next(iter(splits.values()))
-    order = Order(
-        [shard.samples for shard in split.manifest.shards],
-        OrderConfig(seed=options.seed, lanes=options.lanes, window=options.window),
-    )
+    try:
+        config = OrderConfig(seed=options.seed, lanes=options.lanes, window=options.window)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if options.epoch >= 1 << 24:
+        raise UsageError(f"--epoch must be below 2^24, got {options.epoch}")
+    order = Order([shard.samples for shard in split.manifest.shards], config)
     steps = order.steps(options.global_batch)
     if options.step >= steps:
         raise UsageError(f"--step {options.step}: an epoch has {steps} steps, 0 to {steps - 1}")
@@ -195,10 +203,10 @@ def _facts(manifest: Manifest, url: str) -> dict[str, object]:
 
 def _packed_classes(destination: str) -> tuple[str, ...] | None:
     """Classes of the training split that is already packed beside, if there is one."""
-    try:
-        return open_splits(f"{destination.rstrip('/')}/train")["train"].manifest.classes
-    except (DataError, KeyError):
+    train = f"{destination.rstrip('/')}/train"
+    if MANIFEST_NAME not in open_store(train).sizes():
         return None
+    return PackedSplit.open(train).manifest.classes
 
 
 class _Bar(tqdm):  # type: ignore[type-arg]  # generic in its stubs only

@@ -1,6 +1,9 @@
 """The two errors a user meets, and the one place that turns them into a line and an exit status."""
 
+import contextlib
+import errno
 import functools
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,19 +30,38 @@ def reports_errors(main: Callable[..., int]) -> Callable[..., int]:
     @functools.wraps(main)
     def wrapped(*args: object, **kwargs: object) -> int:
         try:
-            return main(*args, **kwargs)
+            status = main(*args, **kwargs)
+            sys.stdout.flush()  # here, where a full disk or a closed pipe can still be reported
+        except BrokenPipeError:  # the reader of our output went away: `shard.py info | head`
+            _discard_output()
+            return 0
         except UsageError as error:
             status, message = EXIT_USAGE, str(error)
         except DataError as error:
             status, message = EXIT_DATA, str(error)
-        except BrokenPipeError:  # the reader of our output went away: `shard.py info | head`
-            sys.stderr.close()
-            return 0
         except OSError as error:
-            status, message = 1, str(error)
+            _discard_output()
+            wrong_kind = error.errno in {errno.ENOTDIR, errno.EEXIST, errno.ELOOP}
+            status, message = EXIT_USAGE if wrong_kind else 1, str(error)
         except KeyboardInterrupt:
             status, message = 130, "interrupted"
-        print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+        else:
+            return status
+        print(f"{Path(sys.argv[0]).name}: error: {_one_line(message)}", file=sys.stderr)
         return status
 
     return wrapped
+
+
+def _one_line(message: str) -> str:
+    """The message with what file names may hide in it, line breaks and escapes, made visible."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
+        for c in message
+    )
+
+
+def _discard_output() -> None:
+    """Let what stands in stdout's buffer go nowhere: at exit, writing it would fail once more."""
+    with contextlib.suppress(OSError, ValueError):  # not a real file, in a test
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -58,8 +58,8 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
         marker = data[at + 1]
         if marker in _FRAME:
             height, width = (
-                int.from_bytes(data[at + 5 : at + 7]),
-                int.from_bytes(data[at + 7 : at + 9]),
+                int.from_bytes(data[at + 5 : at + 7], "big"),
+                int.from_bytes(data[at + 7 : at + 9], "big"),
             )
             return (width, height) if width and height else None
         if marker == 0xFF:  # fill byte
@@ -67,5 +67,5 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
         elif marker in _BARE:
             at += 2
         else:
-            at += 2 + int.from_bytes(data[at + 2 : at + 4])
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None

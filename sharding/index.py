@@ -1,6 +1,7 @@
 """SampleIndex: the table of one shard's samples, one row each, in tar order."""
 
 import io
+import tokenize
 
 import numpy as np
 import numpy.typing as npt
@@ -66,19 +67,27 @@ class SampleIndex:
                 f"manifest says {shard.index_xxh128}); copy it again, or pack again"
             )
         try:
-            table = np.load(io.BytesIO(data), allow_pickle=False)
-            if (
-                table.ndim != 1
-                or table.dtype.descr[:-1] != _FIELDS
-                or table.dtype.names[-1] != "key"
-            ):
-                raise ValueError(f"its layout is {table.dtype} with {table.ndim} dimensions")
+            table = _parse(data)
+            *fields, key = table.dtype.descr
+            if fields != _FIELDS or key[0] != "key" or not key[1].startswith("|S"):
+                raise ValueError(f"its layout is {table.dtype}")
             if len(table) != shard.samples:
                 raise ValueError(f"it has {len(table)} rows, the manifest says {shard.samples}")
             if np.any(table["offset"] > shard.bytes) or np.any(
                 table["offset"] + table["size"] > shard.bytes
             ):
                 raise ValueError(f"a sample ends behind the tar's last byte {shard.bytes}")
-        except (ValueError, TypeError, EOFError) as error:
+        except (ValueError, TypeError, SyntaxError, tokenize.TokenError) as error:
             raise DataError(f"{where} is no sample index: {error}") from error
         return cls(table)
+
+
+def _parse(data: bytes) -> npt.NDArray[np.void]:
+    """Read a .npy file. Its size must be that of its shape: a few bytes could claim terabytes."""
+    stream = io.BytesIO(data)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("it is no .npy file of version 1.0")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    if dtype.hasobject or len(shape) != 1 or shape[0] * dtype.itemsize != len(data) - stream.tell():
+        raise ValueError(f"{len(data)} bytes are no table of shape {shape} and type {dtype}")
+    return np.frombuffer(data, dtype, offset=stream.tell())

@@ -31,10 +31,10 @@ class Shard:
     """XXH3-128 of the sample index, in hex."""
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or self.bytes < 1:
+        if not (1 <= self.samples < 1 << 40 and 1 <= self.bytes < 1 << 60):
             raise ValueError(
                 f"shard {self.url} has {self.samples} samples in {self.bytes} bytes; "
-                "both must be at least 1"
+                "both must be at least 1, and below 2^40 and 2^60"
             )
 
 
@@ -80,6 +80,10 @@ class Manifest:
     shards: tuple[Shard, ...]
     packing: Packing = field(default_factory=Packing)
     order_version: int = ORDER_VERSION
+
+    def __post_init__(self) -> None:
+        if not self.shards:
+            raise ValueError("a data set has at least one shard")
 
     @property
     def samples(self) -> int:
@@ -157,6 +161,7 @@ def index_name(split: str, shard: int) -> str:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected a string, got {value!r}")
+    value.encode()  # refuses lone surrogates
     return value
 
 

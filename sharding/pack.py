@@ -4,15 +4,18 @@ Each shard is published whole (tar, then index), the manifest when all are there
 killed is started again with the same command: a shard that holds, byte for byte, what the plan
 makes of its images is kept, everything else is made again. So the result is that of an
 undisturbed run. The lock file stays until the manifest is written; it marks the folder as ours.
+
+The source must not change in between: an image that was replaced by another of the same name and
+size is not noticed in a shard that is kept, for a kept shard is not compared with its source.
 """
 
 import fcntl
 import json
 import os
+import re
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +36,7 @@ from sharding.manifest import (
     tar_name,
 )
 from sharding.plan import plan_shards
-from sharding.process import FORK, start_forked_worker
+from sharding.process import worker_pool
 from sharding.source import Listing
 from sharding.store import LocalStore
 
@@ -208,6 +211,8 @@ def _shard(task: ShardTask, size: int, xxh128: str, index: bytes) -> Shard:
 
 def _source_images(task: ShardTask) -> Iterator[bytes]:
     for path, size in zip(task.paths, task.sizes, strict=True):
+        if size >= 1 << 32:
+            raise DataError(f"{task.source / path} has {size} bytes; an image's limit is 4 GiB")
         try:
             data = (task.source / path).read_bytes()
         except FileNotFoundError:
@@ -227,19 +232,9 @@ def _map(
     if workers <= 1:
         yield from map(work, tasks)
         return
-    pool = ProcessPoolExecutor(
-        workers, mp_context=FORK, initializer=start_forked_worker, initargs=(os.getpid(),)
-    )
-    try:
+    with worker_pool(min(workers, len(tasks))) as pool:
         for future in as_completed([pool.submit(work, task) for task in tasks]):
             yield future.result()
-    except BrokenProcessPool as error:
-        raise ChildProcessError(
-            "a packing worker was killed (out of memory?); start the same command again, "
-            "finished shards are kept"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
@@ -247,9 +242,10 @@ def _locked(root: Path) -> Iterator[None]:
     """Hold the folder's lock. Its file is removed once there is a manifest, else left as a mark."""
     root.mkdir(parents=True, exist_ok=True)
     path = root / LOCK_NAME
-    if not path.exists() and not (root / MANIFEST_NAME).exists() and any(root.glob("*.tar")):
+    ours = path.exists() or (root / MANIFEST_NAME).exists()
+    if not ours and any(name.suffix in {".tar", ".npy"} for name in root.iterdir()):
         raise UsageError(
-            f"{root} holds tar files that were not packed here; choose an empty folder"
+            f"{root} holds .tar or .npy files that were not packed here; choose an empty folder"
         )
     with open(path, "a+b") as lock:
         try:
@@ -275,7 +271,7 @@ def _remove_strays(store: LocalStore, tasks: list[ShardTask]) -> None:
     """Remove shards of an earlier, unfinished plan that this plan has no place for."""
     planned = {name(t.split, t.number) for t in tasks for name in (tar_name, index_name)}
     for name in store.sizes().keys() - planned:
-        if name.endswith((".tar", ".npy")):
+        if re.fullmatch(rf"{re.escape(tasks[0].split)}-\d{{6}}\.(tar|npy)", name):
             store.delete(name)
 
 

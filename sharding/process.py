@@ -12,20 +12,47 @@ import os
 import signal
 import sys
 import threading
-from multiprocessing import connection, context, forkserver, popen_forkserver, process
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import (
+    connection,
+    context,
+    forkserver,
+    popen_fork,
+    popen_forkserver,
+    process,
+)
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
-FORK: context.BaseContext = multiprocessing.get_context(
-    "fork" if sys.platform == "linux" else "spawn"
+
+# Workers are deaf to SIGTERM. So that whoever ends one (torch, a process pool, multiprocessing at
+# exit) really does, `terminate` kills in both kinds.
+class _ForkPopen(popen_fork.Popen):
+    def terminate(self) -> None:
+        self.kill()
+
+
+class _ForkProcess(context.ForkProcess):
+    @staticmethod
+    def _Popen(process_obj: process.BaseProcess) -> _ForkPopen:  # noqa: N802 (its name)
+        return _ForkPopen(process_obj)
+
+
+class _Fork(context.ForkContext):
+    Process = _ForkProcess
+
+
+FORK: context.BaseContext = (
+    _Fork() if sys.platform == "linux" else multiprocessing.get_context("spawn")
 )
 
 
-class _Popen(popen_forkserver.Popen):
-    """Workers are deaf to SIGTERM, so who ends one (torch, or multiprocessing at exit) kills it."""
-
+class _ServedPopen(popen_forkserver.Popen):
     def terminate(self) -> None:
         self.kill()
 
@@ -44,8 +71,8 @@ class _Popen(popen_forkserver.Popen):
 
 class _ServedProcess(context.ForkServerProcess):
     @staticmethod
-    def _Popen(process_obj: process.BaseProcess) -> _Popen:  # noqa: N802 (its name)
-        return _Popen(process_obj)
+    def _Popen(process_obj: process.BaseProcess) -> _ServedPopen:  # noqa: N802 (its name)
+        return _ServedPopen(process_obj)
 
 
 class _FromServer(context.ForkServerContext):
@@ -94,3 +121,22 @@ def ignore_signals() -> None:
 def _die_with(sentinel: int) -> None:
     connection.wait([sentinel])
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of forked workers for the length of a block; after an error the tasks begun are ended.
+
+    Raises ChildProcessError when a worker was killed.
+    """
+    pool = ProcessPoolExecutor(
+        workers, mp_context=FORK, initializer=start_forked_worker, initargs=(os.getpid(),)
+    )
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        raise ChildProcessError(
+            "a worker process was killed (out of memory?); start the same command again"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)

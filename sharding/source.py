@@ -65,7 +65,7 @@ def scan(root: Path, *, classes: Sequence[str] | None = None) -> Listing:
     sizes: list[int] = []
     ignored = 0
     for name in names:
-        found = sorted(_walk(root / name, name, frozenset()))
+        found = sorted(_walk(root / name, name, frozenset([_identity(root)])))
         images = [(path, size) for path, size in found if _is_image_name(path)]
         ignored += len(found) - len(images)
         if not images:
@@ -105,8 +105,7 @@ def _walk(
     folder: Path, relative: str, above: frozenset[tuple[int, int]]
 ) -> Iterator[tuple[str, int]]:
     """Relative path and size of every file below; `above` are the folders that we came through."""
-    status = folder.stat()
-    identity = (status.st_dev, status.st_ino)
+    identity = _identity(folder)
     if identity in above:  # a symlink back to where we came from
         return
     with os.scandir(folder) as entries:
@@ -120,6 +119,11 @@ def _walk(
                 yield path, entry.stat().st_size
             else:
                 raise DataError(f"{folder / entry.name} is no file or a dangling link; remove it")
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def _is_image_name(path: str) -> bool:

@@ -67,7 +67,11 @@ def locate(base: Store, url: str) -> tuple[Store, str]:
     folder, slash, name = url.rpartition("/")
     if not name or name in {".", ".."}:
         raise DataError(f"{url!r} is no name of a shard")
-    return (open_store(folder or "/"), name) if slash else (base, name)
+    if not slash:
+        return base, name
+    if not url.startswith("/") and "://" not in url:
+        raise DataError(f"{url!r} is neither a name beside the manifest nor an absolute URL")
+    return open_store(folder or "/"), name
 
 
 @contextmanager

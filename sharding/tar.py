@@ -9,12 +9,14 @@ Plain POSIX ustar with mtime 0, owner 0 and mode 0644; a name that ustar cannot 
 100 bytes without a fitting prefix, or not ASCII) gets a PAX header, as every tar writes it.
 """
 
+import re
 from urllib.parse import unquote
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
 
 _NAME_BYTES = 100
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # What stands behind a header's checksum: linkname, magic and version, owner names, devices, prefix.
 _TAIL = (bytes(100) + b"ustar\x0000").ljust(BLOCK - 157, b"\0")
 
@@ -23,10 +25,11 @@ def member_name(path: str) -> tuple[str, str]:
     """Key and extension under which a file of this relative path stands in a tar.
 
     webdataset ends a key at the first dot of the file's name and skips names in double
-    underscores. So a dot in the stem, `%` itself and a leading `__` are percent-encoded, and
-    nothing else: `path_of` undoes it.
+    underscores. So a dot in the stem, `%` itself, a leading `__` and control characters (a line
+    break hides a sample) are percent-encoded, and nothing else: `path_of` undoes it.
     """
-    folder, slash, name = path.replace("%", "%25").rpartition("/")
+    encoded = _CONTROL.sub(lambda match: f"%{ord(match[0]):02X}", path.replace("%", "%25"))
+    folder, slash, name = encoded.rpartition("/")
     stem, _, extension = name.rpartition(".")
     return _guard(folder) + slash + _guard(stem.replace(".", "%2E")), extension
 

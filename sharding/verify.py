@@ -1,23 +1,19 @@
 """Re-reads every byte of a packed split against manifest and indexes: what is wrong, and where."""
 
-import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 import xxhash
 
 from sharding.dataset import PackedSplit
 from sharding.errors import DataError
-from sharding.process import FORK, start_forked_worker
+from sharding.process import worker_pool
 
 
 def verify(split: PackedSplit, *, workers: int) -> Iterator[tuple[int, list[str]]]:
     """Check every shard; yields its number and a line for each thing wrong with it, in order."""
     numbers = range(len(split.manifest.shards))
-    with ProcessPoolExecutor(
-        workers, mp_context=FORK, initializer=start_forked_worker, initargs=(os.getpid(),)
-    ) as pool:
+    with worker_pool(min(workers, len(numbers))) as pool:
         yield from zip(numbers, pool.map(partial(check_shard, split), numbers), strict=True)
 
 

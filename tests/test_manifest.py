@@ -35,8 +35,8 @@ def with_shard(**changes: object) -> str:
 shards = st.builds(
     Shard,
     url=st.text(),
-    bytes=st.integers(1),
-    samples=st.integers(1),
+    bytes=st.integers(1, (1 << 60) - 1),
+    samples=st.integers(1, (1 << 40) - 1),
     xxh128=st.text(),
     index_xxh128=st.text(),
 )

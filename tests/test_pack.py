@@ -227,7 +227,7 @@ def test_sigkill_before_each_file_operation(tmp_path: Path, again_and_again: boo
 
 @pytest.mark.parametrize(
     ("number", "status", "message"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGKILL, 1, "a packing worker was killed")],
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGKILL, 1, "a worker process was killed")],
 )
 def test_stopped(
     source: Path,
@@ -351,7 +351,7 @@ def test_foreign_tars_are_not_touched(tmp_path: Path) -> None:
     """A folder with tars that were not packed there is refused and stays as it is."""
     write_files(tmp_path / "out", {"backup.tar": b"precious", "notes.txt": b"1"})
     before = identities(tmp_path / "out")
-    with pytest.raises(UsageError, match="holds tar files that were not packed here"):
+    with pytest.raises(UsageError, match="files that were not packed here"):
         pack_folder(image_folder(tmp_path / "in", {"a": 1}), tmp_path / "out")
     assert identities(tmp_path / "out") == before
 
