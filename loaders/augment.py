@@ -93,8 +93,8 @@ def random_crops(
     left = np.floor(across[rows, first] * (widths - w + 1))
     top = np.floor(down[rows, first] * (heights - h + 1))
 
-    central_w = np.minimum(widths, np.rint(heights * config.crop_ratio[1]))
-    central_h = np.minimum(heights, np.rint(widths / config.crop_ratio[0]))
+    central_w = np.minimum(widths, np.rint(heights * config.crop_ratio[1]).clip(1))
+    central_h = np.minimum(heights, np.rint(widths / config.crop_ratio[0]).clip(1))
     w, h = np.where(fitting, w, central_w), np.where(fitting, h, central_h)
     left = np.where(fitting, left, (widths - w) // 2)
     top = np.where(fitting, top, (heights - h) // 2)

@@ -165,6 +165,7 @@ class StreamingLoader:
                 f"cannot resume: position {state['position']} is inside a batch of {each} samples; "
                 "use the accumulation of the checkpoint's run"
             )
+        self._epoch = state["epoch"]
         self._delivered = (state["epoch"], state["position"] // each)
 
     def _get(self, tag: int) -> Batch:

@@ -59,9 +59,9 @@ class ValidationLoader:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield this rank's batches."""
+        """Yield this rank's batches. A generator, so that it keeps the loader and its workers."""
         self._workers.restart()
-        return iter(self._workers)
+        yield from self._workers
 
 
 def _plan(batches: range, batch: int, samples: int) -> Iterator[Planned]:

@@ -55,9 +55,17 @@ class Workers:
     def next(self, tag: int | None = None) -> Batch | None:
         """The next batch, which must have this tag; None at the plan's end.
 
-        Raises the error that a worker met in its place.
+        Raises the error that a worker met in its place, ChildProcessError if one was killed.
         """
-        made = next(self._stream, None)
+        try:
+            made = next(self._stream, None)
+        except (EOFError, ConnectionError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                raise
+            raise ChildProcessError(
+                "a loader worker was killed (out of memory, or /dev/shm too small?); give it fewer "
+                "workers or smaller batches, and resume"
+            ) from error
         if made is None:
             return None
         assert tag in (None, made.tag), f"asked for batch {tag}, got {made.tag}"

@@ -20,7 +20,7 @@ from loaders.loader import StreamingLoader, Topology
 from loaders.order import OrderConfig
 from loaders.pipeline import Batch
 from shard import byte_size, natural, positive
-from sharding.errors import reports_errors
+from sharding.errors import UsageError, reports_errors
 from sharding.manifest import Packing
 
 EXAMPLE = """example:
@@ -52,19 +52,22 @@ def line(step: int, batches: list[Batch]) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     """Trace some steps of an epoch."""
     options = _options(arguments)
-    config = DataConfig(
-        root=options.data,
-        format=options.format,
-        packing=Packing(
+    try:
+        packing = Packing(
             seed=options.pack_seed, shard_bytes=options.shard_size, max_samples=options.max_samples
-        ),
-    )
+        )
+        config = DataConfig(root=options.data, format=options.format, packing=packing)
+        order = OrderConfig(seed=options.seed, lanes=options.lanes, window=options.window)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if options.epoch >= 1 << 24:
+        raise UsageError(f"--epoch must be below 2^24, got {options.epoch}")
     reader = open_reader(config, "train")
     loaders = []
     for rank in range(options.world):
         loader = StreamingLoader(
             reader,
-            order=OrderConfig(seed=options.seed, lanes=options.lanes, window=options.window),
+            order=order,
             augment=config.augment,
             topology=Topology(
                 global_batch=options.global_batch,
@@ -75,7 +78,9 @@ def main(arguments: list[str] | None = None) -> int:
             size=options.image_size,
             workers=options.workers,
         )
-        loader.set_epoch(options.epoch)
+        epoch_steps = len(loader) // options.accumulate
+        if options.first >= epoch_steps:
+            raise UsageError(f"--from {options.first}: an epoch has {epoch_steps} steps, from 0")
         start = {"epoch": options.epoch, "position": options.first * options.global_batch}
         loader.load_state_dict(loader.state_dict() | start)  # as a resume does
         loaders.append(loader)

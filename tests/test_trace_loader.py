@@ -114,3 +114,22 @@ def test_bad_input(
     assert captured.out == ""
     assert len(captured.err.splitlines()) == 1
     assert message in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seed", str(1 << 64)], "seed must be in"),
+        (["--lanes", "2000000"], "lanes must be in"),
+        (["--epoch", "20000000"], "--epoch must be below"),
+        (["--from", "999"], "an epoch has"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line and status 2."""
+    status = main([str(data_set() / "shards"), "--global_batch", "8", *arguments])
+    error = capsys.readouterr().err
+    assert (status, error.count("\n")) == (2, 1)
+    assert message in error

@@ -73,3 +73,8 @@ def test_pixels_are_the_centre_crops() -> None:
         pixels = np.empty((16, 16, 3), np.uint8)
         get_decoder("auto")(pixels, reader.read(number), tuple(box), False, True)
         assert np.array_equal(image, pixels)
+
+
+def test_a_temporary_loader_still_yields_everything() -> None:
+    """Iterating keeps the loader: its workers end with it, and half an epoch would look whole."""
+    assert len(list(make(batch=3))) == len(make(batch=3)) > 1
