@@ -21,7 +21,7 @@ from PIL import Image
 try:
     from loaders import _jpeg
 except ImportError:  # built without a compiler or without libjpeg-turbo's headers
-    _jpeg = None  # type: ignore[assignment]
+    _jpeg = None  # type: ignore[assignment]  # a module elsewhere
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 """What is ever decoded. Pillow knows many more formats, and each is a way in for hostile bytes."""

@@ -96,8 +96,6 @@ def _class_folders(root: Path) -> list[str]:
         ) from error
     if not names:
         raise UsageError(f"{root} has no class folders; an ImageFolder is SRC/<class>/<image>")
-    for name in names:
-        _check_utf8(name, root)
     return names
 
 
