@@ -16,6 +16,7 @@ from itertools import count
 from typing import Any
 
 from loaders.augment import AugmentConfig, Crops, random_crops
+from loaders.blocks import Blocks
 from loaders.decode import decoder_name, get_decoder
 from loaders.order import Lanes, Order, OrderConfig
 from loaders.pipeline import Batch, Planned, make_pipeline
@@ -111,7 +112,10 @@ class StreamingLoader:
         self._start = FROM_SERVER.RawValue(c_int64)
         plan = partial(_plan, self._order, topology, self._start)
         crops = partial(_crops, augment, order.seed)
-        pipeline = make_pipeline(plan, reader, crops, get_decoder(decoder), size=size)
+        blocks = Blocks(workers=workers, prefetch=prefetch, size=topology.batch * size * size * 3)
+        pipeline = make_pipeline(
+            plan, reader, crops, get_decoder(decoder), size=size, blocks=blocks
+        )
         self._workers = Workers(pipeline, workers=workers, prefetch=prefetch)
         self._workers.close_with(self)
         self._next = -1  # tag of the batch that the workers deliver next

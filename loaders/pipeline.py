@@ -8,7 +8,7 @@ process raises them once, without the tracebacks of two processes around them.
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ import webdataset as wds
 from torch.utils.data import get_worker_info
 
 from loaders.augment import Crops
+from loaders.blocks import Blocks
 from loaders.decode import DecodeError, DecodeInto, image_size
 from loaders.reader import Facts, Reader
 from sharding.errors import DataError
@@ -32,6 +33,10 @@ class Batch(NamedTuple):
     numbers: torch.Tensor
     """(N,) int64: the samples' numbers in the data set"""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As bytes: a tensor would make a shared block, and a socket's round trip, for 1 kB.
+        return _received, (self.images, self.labels.numpy(), self.numbers.numpy())
+
 
 class Planned(NamedTuple):
     """One batch to be made."""
@@ -40,6 +45,10 @@ class Planned(NamedTuple):
     """Says which batch this is; comes back with it."""
     epoch: int
     numbers: Integers
+
+
+def _received(images: torch.Tensor, labels: Integers, numbers: Integers) -> Batch:
+    return Batch(images, torch.from_numpy(labels), torch.from_numpy(numbers))
 
 
 class Made(NamedTuple):
@@ -60,30 +69,34 @@ def make_pipeline(
     decode: DecodeInto,
     *,
     size: int,
+    blocks: Blocks,
 ) -> wds.DataPipeline:
     """The pipeline that makes each planned batch, in order, of size x size pixels; yields Made."""
-    return wds.DataPipeline(plan, partial(_make_batches, reader, crops, decode, size))
+    make = partial(_make_batch, reader, crops, decode, partial(_memory, blocks, size))
+    return wds.DataPipeline(plan, partial(_make_batches, make))
 
 
-def _make_batches(
-    reader: Reader, crops: CropFunction, decode: DecodeInto, size: int, plan: Iterable[Planned]
-) -> Iterator[Made]:
+def _make_batches(make: Callable[[Planned], Batch], plan: Iterable[Planned]) -> Iterator[Made]:
     for planned in plan:
         try:
-            batch: Batch | Exception = _make_batch(reader, crops, decode, size, planned)
+            batch: Batch | Exception = make(planned)
         except (DataError, OSError) as error:
             batch = error
         yield Made(planned.tag, batch)
 
 
 def _make_batch(
-    reader: Reader, crops: CropFunction, decode: DecodeInto, size: int, planned: Planned
+    reader: Reader,
+    crops: CropFunction,
+    decode: DecodeInto,
+    memory: Callable[[int], torch.Tensor],
+    planned: Planned,
 ) -> Batch:
     """Raises DataError, naming the sample, where bytes are not what they should be."""
     numbers = planned.numbers
     facts, early = _with_sizes(reader, numbers)
     boxes, flips, exact = crops(numbers, facts, planned.epoch)
-    images = _empty((len(numbers), size, size, 3))
+    images = memory(len(numbers))
     rows = zip(images.numpy(), numbers.tolist(), boxes.tolist(), flips.tolist(), strict=True)
     for pixels, number, box, flip in rows:
         data = early[number] if number in early else reader.read(number)
@@ -112,13 +125,14 @@ def _with_sizes(reader: Reader, numbers: Integers) -> tuple[Facts, dict[int, byt
     return Facts(facts.labels, sizes[0], sizes[1]), early
 
 
-def _empty(shape: tuple[int, ...]) -> torch.Tensor:
-    """An uninitialized uint8 tensor; in a worker, in memory that the training process can map.
-
-    A tensor in ordinary memory would be copied there when it is handed over.
-    """
-    if get_worker_info() is None:
+def _memory(blocks: Blocks, size: int, samples: int) -> torch.Tensor:
+    """Uninitialized pixels; in a worker, in memory that the training process maps too."""
+    shape = (samples, size, size, 3)
+    worker = get_worker_info()
+    if worker is None:
         return torch.empty(shape, dtype=torch.uint8)
+    if lent := blocks.take(worker.id, shape):
+        return cast(torch.Tensor, lent)  # which it is when it arrives
     # As torch's own collate does.
     storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]  # noqa: SLF001
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)

@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 
 from loaders.augment import Crops, centre_crops
+from loaders.blocks import Blocks
 from loaders.decode import get_decoder
 from loaders.pipeline import Batch, Planned, make_pipeline
 from loaders.reader import Facts, Reader
@@ -48,10 +49,12 @@ class ValidationLoader:
         self._batches = validation_batches(samples, batch=batch, rank=rank, world=world)
         plan = partial(_plan, self._batches, batch, samples)
         crops = partial(_crops, resize, size)
-        pipeline = make_pipeline(plan, reader, crops, get_decoder(decoder), size=size)
-        self._workers = Workers(
-            pipeline, workers=min(workers, len(self._batches)), prefetch=prefetch
+        workers = min(workers, len(self._batches))
+        blocks = Blocks(workers=workers, prefetch=prefetch, size=batch * size * size * 3)
+        pipeline = make_pipeline(
+            plan, reader, crops, get_decoder(decoder), size=size, blocks=blocks
         )
+        self._workers = Workers(pipeline, workers=workers, prefetch=prefetch)
         self._workers.close_with(self)
 
     def __len__(self) -> int:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from loaders.augment import AugmentConfig, Crops, random_crops
+from loaders.blocks import Blocks
 from loaders.decode import get_decoder
 from loaders.pipeline import Batch, Made, Planned, make_pipeline
 from loaders.reader import Facts, Reader, ShardReader
@@ -30,7 +31,8 @@ def run(reader: Reader, *batches: list[int], epoch: int = 0) -> list[Made]:
         for tag, numbers in enumerate(batches, 100):
             yield Planned(tag, epoch, np.array(numbers))
 
-    return list(make_pipeline(plan, reader, crops, get_decoder("auto"), size=12))
+    blocks = Blocks(workers=0, prefetch=0, size=0)
+    return list(make_pipeline(plan, reader, crops, get_decoder("auto"), size=12, blocks=blocks))
 
 
 def test_batches_hold_what_was_planned() -> None:
