@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format quick-test test-data train-local clean
+.PHONY: help setup demo test test-pillow check format quick-test test-data train-local clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -18,6 +18,10 @@ demo: .venv/ready ## pack, train, be killed, resume and evaluate on real images,
 
 test: .venv/ready ## run the tests
 	$(PYTHON) -m pytest -q
+
+test-pillow: .venv/ready ## run the decoders' tests on plain Pillow, whose pixels they promise
+	scripts/bench_setup.sh pillow
+	.bench/pillow/bin/python -m pytest -q tests/test__jpeg.py tests/test_decode.py tests/test_convert.py
 
 check: .venv/ready ## format, lint, types
 	$(PYTHON) -m ruff format --check .

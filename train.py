@@ -51,27 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     checkpoint = _checkpoint(options.resume, run)
 
     lightning.seed_everything(recipe.seed, verbose=False)
-    data = ImageNetData(
-        recipe.data,
-        seed=recipe.seed,
-        batch_size=recipe.trainer.batch_size,
-        accumulate=recipe.trainer.accumulate,
-    )
-    epoch_steps = data.steps(recipe.trainer.global_batch)
-    peak_lr = recipe.optim.effective_lr(recipe.trainer.global_batch)
-    model = Classifier(
-        build_network(recipe.model, len(data.train.classes)),
-        classes=len(data.train.classes),
-        optim=recipe.optim,
-        loss=recipe.loss,
-        lr_of=partial(
-            lr_at,
-            config=recipe.schedule,
-            peak_lr=peak_lr,
-            epoch_steps=epoch_steps,
-            epochs=recipe.trainer.epochs,
-        ),
-    )
+    data = build_data(recipe)
+    model = build_model(recipe, data)
     trainer = build_trainer(
         recipe.trainer,
         atomic_file=atomic_file,
@@ -83,8 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
     _say(
         f"{recipe.name}: {recipe.model.name}, {sum(data.train.counts)} training and "
         f"{sum(data.val.counts)} validation images of {len(data.train.classes)} classes, "
-        f"{recipe.trainer.epochs} epochs of {epoch_steps} steps, global batch "
-        f"{recipe.trainer.global_batch}, peak learning rate {peak_lr:g}, "
+        f"{recipe.trainer.epochs} epochs of {data.steps(recipe.trainer.global_batch)} steps, "
+        f"global batch {recipe.trainer.global_batch}, peak learning rate "
+        f"{recipe.optim.effective_lr(recipe.trainer.global_batch):g}, "
         f"{decoder_name(recipe.data.decoder)}, "
         + (f"resumed from {checkpoint}" if checkpoint else "from scratch")
     )
@@ -92,6 +74,33 @@ def main(arguments: list[str] | None = None) -> int:
         _write_recipe(recipe, run)
     trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return 0
+
+
+def build_data(recipe: Recipe) -> ImageNetData:
+    """The recipe's data, opened."""
+    return ImageNetData(
+        recipe.data,
+        seed=recipe.seed,
+        batch_size=recipe.trainer.batch_size,
+        accumulate=recipe.trainer.accumulate,
+    )
+
+
+def build_model(recipe: Recipe, data: ImageNetData) -> Classifier:
+    """The recipe's model with new weights, for the data's classes and length of epoch."""
+    return Classifier(
+        build_network(recipe.model, len(data.train.classes)),
+        classes=len(data.train.classes),
+        optim=recipe.optim,
+        loss=recipe.loss,
+        lr_of=partial(
+            lr_at,
+            config=recipe.schedule,
+            peak_lr=recipe.optim.effective_lr(recipe.trainer.global_batch),
+            epoch_steps=data.steps(recipe.trainer.global_batch),
+            epochs=recipe.trainer.epochs,
+        ),
+    )
 
 
 def _checkpoint(resume: str | None, run: Path | None) -> Path | None:

@@ -1,5 +1,6 @@
 """The LightningDataModule: a recipe's data section -> loaders for this rank."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,16 +116,26 @@ class ImageNetData(lightning.LightningDataModule):
         """The loader takes its epoch from the trainer, which knows it also after a resume."""
         assert self.trainer is not None
         trainer = self.trainer
+        return self.train_loader(self._topology(), epoch_of=lambda: trainer.current_epoch)
+
+    def train_loader(
+        self,
+        topology: Topology,
+        *,
+        workers: int | None = None,
+        epoch_of: Callable[[], int] | None = None,
+    ) -> StreamingLoader:
+        """The training loader of any rank, with or without a trainer. workers: the recipe's."""
         return StreamingLoader(
             self.train,
             order=self._order,
             augment=self.config.augment,
-            topology=self._topology(),
+            topology=topology,
             size=self.config.train_size,
-            workers=self.config.num_workers,
+            workers=self.config.num_workers if workers is None else workers,
             prefetch=self.config.prefetch,
             decoder=self.config.decoder,
-            epoch_of=lambda: trainer.current_epoch,
+            epoch_of=epoch_of,
         )
 
     def val_dataloader(self) -> ValidationLoader:

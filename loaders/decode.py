@@ -8,7 +8,6 @@ The region decoder gives what it cannot take (PNG, WebP, CMYK, 12 bits, damaged 
 what can be decoded, and what is an error, is the same for both.
 """
 
-import importlib.metadata
 import io
 import math
 import warnings
@@ -16,6 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 from PIL import Image
 
 try:
@@ -67,10 +67,8 @@ def decoder_name(name: str = "auto") -> str:
     """What is behind a decoder's name, with versions: for logs and for the loader's state."""
     if get_decoder(name) is decode_by_region:
         return f"region decoder on libjpeg-turbo {_jpeg.LIBJPEG_TURBO_VERSION}"
-    try:
-        return f"pillow-simd {importlib.metadata.version('pillow-simd')}"
-    except importlib.metadata.PackageNotFoundError:
-        return f"pillow {importlib.metadata.version('pillow')}"
+    # What is imported, not what is installed: Pillow-SIMD's releases end in .post0.
+    return f"pillow{'-simd' if '.post' in PIL.__version__ else ''} {PIL.__version__}"
 
 
 def image_size(data: bytes) -> tuple[int, int]:

@@ -16,6 +16,8 @@ class NetworkConfig:
     name: str = "resnet50"
     small_stem: bool = False
     """A 3x3 convolution of stride 1 and no pooling, for images of 32 pixels or so."""
+    compile: bool = False
+    """torch.compile the network when it first runs."""
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
@@ -33,4 +35,6 @@ def build_network(config: NetworkConfig, classes: int) -> nn.Module:
         network.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
         network.maxpool = nn.Identity()
+    if config.compile:
+        network.compile()  # in place: its weights keep their names in checkpoints
     return network

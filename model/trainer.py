@@ -81,6 +81,14 @@ class TrainerConfig:
         return self.batch_size * self.world * self.accumulate
 
 
+def build_strategy(config: TrainerConfig) -> DDPStrategy | Literal["auto"]:
+    """DDP for more than one process.
+
+    Without the broadcast of buffers: see Classifier.on_validation_epoch_start.
+    """
+    return DDPStrategy(broadcast_buffers=False) if config.world > 1 else "auto"
+
+
 def build_trainer(
     config: TrainerConfig,
     *,
@@ -126,8 +134,7 @@ def build_trainer(
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.nodes,
-        # Without the broadcast of buffers: see Classifier.on_validation_epoch_start.
-        strategy=DDPStrategy(broadcast_buffers=False) if config.world > 1 else "auto",
+        strategy=build_strategy(config),
         precision=cast("Precision", config.precision),
         accumulate_grad_batches=config.accumulate,
         val_check_interval=config.val_check_interval,

@@ -32,6 +32,15 @@ def test_the_small_stem_keeps_the_resolution() -> None:
     assert sizes == [(32, 32)]
 
 
+def test_compiling_keeps_the_weights_names() -> None:
+    """A checkpoint of a compiled network fits one that is not, and the other way round."""
+    plain, compiled = (
+        build_network(NetworkConfig(name="resnet10", compile=compile), 3)
+        for compile in (False, True)
+    )
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+
+
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     """The error lists what there is."""
     with pytest.raises(ValueError, match=f"{', '.join(NAMES)}, got 'resnet51'"):
