@@ -3,112 +3,29 @@
 
 import argparse
 import json
-import os
-import re
 import sys
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-from tqdm import tqdm
-
 from loaders.order import Order, OrderConfig
-from sharding.dataset import PackedSplit, open_splits
-from sharding.errors import DataError, UsageError, reports_errors
-from sharding.manifest import MANIFEST_NAME, Manifest, Packing, Shard
-from sharding.pack import pack
-from sharding.source import find_splits, scan
-from sharding.store import LocalStore, open_store
-from sharding.verify import verify
+from sharding.commands import main_index, main_pack, main_seal, main_unpack, main_verify
+from sharding.console import byte_size, cores, natural, positive, share
+from sharding.dataset import open_splits
+from sharding.errors import UsageError, reports_errors
+from sharding.manifest import CHECKS, ON_BAD, ImageRules, Manifest, Packing
 
 EXAMPLES = """examples:
   python shard.py pack /data/imagenet /data/imagenet-shards
-  python shard.py verify /data/imagenet-shards
+  python shard.py pack /data/imagenet /data/imagenet-shards --cluster tcp://scheduler:8786
+  srun python shard.py pack /fsx/imagenet /fsx/shards --part slurm
+  python shard.py seal /fsx/imagenet /fsx/shards
+  python shard.py index '/data/cc-{000..127}.tar' /data/cc-index
+  python shard.py verify /data/imagenet-shards --sample 5%%
+  python shard.py unpack /data/imagenet-shards /data/imagenet-again
   python shard.py info /data/imagenet-shards
   python shard.py locate /data/imagenet-shards --epoch 3 --step 1200 --global_batch 1024 --world 8
 """
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
-def byte_size(text: str) -> int:
-    """'256MB' -> 256000000; KB, MB, GB are powers of ten, KiB, MiB, GiB powers of two."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B?)", text.strip().upper())
-    unit = match[2] if match and match[2] != "B" else ""
-    if not match or unit not in _UNITS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write for example 256MB or 64MiB")
-    size = float(match[1]) * _UNITS[unit]
-    if size >= 1 << 63:
-        raise argparse.ArgumentTypeError(f"{text!r} is more than any file can hold")
-    return int(size)
-
-
-def positive(text: str) -> int:
-    """An integer of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive integer")
-    return int(text)
-
-
-def natural(text: str) -> int:
-    """An integer of at least 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no integer of at least 0")
-    return int(text)
-
-
-def main_pack(options: argparse.Namespace) -> int:
-    """Pack every split below SRC; a validation split takes its labels from the training split."""
-    try:
-        packing = Packing(
-            seed=options.seed, shard_bytes=options.shard_size, max_samples=options.max_samples
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    if not options.destination:
-        raise UsageError("DST is empty; is a variable unset?")
-    classes: tuple[str, ...] | None = None
-    for split, folder in find_splits(options.source).items():
-        if split == "val" and classes is None:
-            classes = _packed_classes(options.destination)
-        listing = scan(folder, classes=classes)
-        classes = listing.classes
-        store = open_store(f"{options.destination.rstrip('/')}/{split}")
-        assert isinstance(store, LocalStore)
-        with _Bar(f"pack {split}", len(listing)) as bar:
-            manifest = pack(
-                listing,
-                store,
-                split=split,
-                packing=packing,
-                workers=options.workers,
-                progress=bar.advance,
-            )
-        counts = manifest.source
-        print(
-            f"{split}: {counts.found} images found = {counts.packed} packed + {counts.rejected} "
-            f"rejected ({listing.ignored} other files ignored), {len(manifest.classes)} classes, "
-            f"{len(manifest.shards)} shards, {manifest.total_bytes / 1e6:.1f} MB in {store.url}"
-        )
-    return 0
-
-
-def main_verify(options: argparse.Namespace) -> int:
-    """Re-read every byte; a line for each thing wrong, and exit status 3 if there is any."""
-    problems = 0
-    for name, split in open_splits(options.destination).items():
-        with _Bar(f"verify {name}", split.manifest.samples) as bar:
-            for number, lines in verify(split, workers=options.workers):
-                for line in lines:
-                    tqdm.write(line, file=sys.stderr)
-                problems += len(lines)
-                bar.advance(split.manifest.shards[number])
-        print(
-            f"{name}: {split.manifest.samples} samples in {len(split.manifest.shards)} shards, "
-            f"{split.manifest.total_bytes / 1e6:.1f} MB read"
-        )
-    if problems:
-        raise DataError(f"{options.destination}: {problems} problem(s), see above")
-    print("everything is as it was packed")
-    return 0
 
 
 def main_info(options: argparse.Namespace) -> int:
@@ -196,33 +113,12 @@ def _facts(manifest: Manifest, url: str) -> dict[str, object]:
         "shards": len(samples),
         "samples_a_shard": f"{min(samples)} to {max(samples)}",
         "megabytes": round(manifest.total_bytes / 1e6, 1),
-        "packing_seed": manifest.packing.seed,
+        "packing_seed": manifest.packing.seed if manifest.packing else "none: shards of others",
+        "images_rejected": manifest.source.rejected,
+        "kinds": ", ".join(f"{n} {kind}" for kind, n in manifest.source.kinds.items()) or "unknown",
+        "made_anew": _made_anew(manifest.images),
         "class_names": manifest.classes,
     }
-
-
-def _packed_classes(destination: str) -> tuple[str, ...] | None:
-    """Classes of the training split that is already packed beside, if there is one."""
-    train = f"{destination.rstrip('/')}/train"
-    if MANIFEST_NAME not in open_store(train).sizes():
-        return None
-    return PackedSplit.open(train).manifest.classes
-
-
-class _Bar(tqdm):  # type: ignore[type-arg]  # generic in its stubs only
-    """Progress on a terminal: images/s, MB/s and time left; nothing elsewhere."""
-
-    def __init__(self, title: str, images: int) -> None:
-        super().__init__(total=images, desc=title, unit=" images", disable=None, dynamic_ncols=True)
-        self._bytes = 0
-
-    def advance(self, shard: Shard) -> None:
-        """One more shard is done."""
-        self._bytes += shard.bytes
-        self.set_postfix_str(
-            f"{self._bytes / 1e6 / max(self.format_dict['elapsed'], 1e-3):.0f} MB/s", refresh=False
-        )
-        self.update(shard.samples)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -231,41 +127,46 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(name: str, run: object, title: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], title: str
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=title, description=title)
         sub.set_defaults(run=run)
         return sub
 
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    sub = command("pack", main_pack, "turn an ImageFolder into shards")
+    for name, run, title in (
+        ("pack", main_pack, "turn an ImageFolder into shards"),
+        ("seal", main_seal, "finish what `pack --part` made; takes the options of pack"),
+    ):
+        _add_pack(command(name, run, title))
+
+    sub = command("index", main_index, "adopt webdataset tars that others made, as they are")
+    sub.add_argument("urls", metavar="URLS", help="'folder/name-{000..999}.tar'")
+    sub.add_argument("destination", metavar="DST", help="folder for index and manifest")
+    sub.add_argument("--split", default="train", metavar="NAME", help="default: train")
     sub.add_argument(
-        "source", type=Path, metavar="SRC", help="folder with train/ and val/, or one split"
-    )
-    sub.add_argument(
-        "destination", metavar="DST", help="folder for the shards; each split gets its own"
-    )
-    sub.add_argument(
-        "--shard_size",
-        type=byte_size,
-        default=Packing().shard_bytes,
-        metavar="SIZE",
-        help="of one shard, for example 256MB (default 128MB)",
-    )
-    sub.add_argument("--max_samples", type=positive, metavar="N", help="samples a shard, at most")
-    sub.add_argument(
-        "--seed", type=natural, default=0, metavar="N", help="of the packer's shuffle (default 0)"
+        "--classes", type=Path, metavar="FILE", help="names of the labels, a line each"
     )
     sub.add_argument(
-        "--workers", type=positive, default=cores, metavar="N", help="processes (default: cores)"
+        "--label_key", default="label", metavar="KEY", help="of samples with .json (default: label)"
     )
+    _add_order(sub)
+    _add_workers(sub)
 
     sub = command("verify", main_verify, "read every byte again and check it")
     sub.add_argument("destination", metavar="DST")
     sub.add_argument(
-        "--workers", type=positive, default=cores, metavar="N", help="processes (default: cores)"
+        "--sample", type=share, default=1.0, metavar="5%", help="this share of the samples only"
     )
+    sub.add_argument(
+        "--seed", type=natural, default=0, metavar="N", help="chooses other samples (default 0)"
+    )
+    _add_workers(sub)
+
+    sub = command("unpack", main_unpack, "give the ImageFolder back, byte for byte")
+    sub.add_argument("destination", metavar="DST")
+    sub.add_argument("folder", type=Path, metavar="FOLDER", help="new or empty")
+    _add_workers(sub)
 
     sub = command("info", main_info, "say what is in a data set")
     sub.add_argument("destination", metavar="DST")
@@ -281,18 +182,107 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--world", type=positive, default=1, metavar="W", help="number of ranks (default 1)"
     )
-    defaults = OrderConfig()
     sub.add_argument(
-        "--seed",
-        type=natural,
-        default=defaults.seed,
-        metavar="N",
-        help="the run's seed (default 0)",
+        "--seed", type=natural, default=0, metavar="N", help="the run's seed (default 0)"
     )
-    sub.add_argument("--lanes", type=positive, default=defaults.lanes, metavar="N")
-    sub.add_argument("--window", type=positive, default=defaults.window, metavar="N")
+    _add_order(sub)
     sub.add_argument("--json", action="store_true", help="print every sample as JSON")
     return parser
+
+
+def _add_pack(sub: argparse.ArgumentParser) -> None:
+    rules = ImageRules()
+    sub.add_argument(
+        "source", type=Path, metavar="SRC", help="folder with train/ and val/, or one split"
+    )
+    sub.add_argument(
+        "destination", metavar="DST", help="folder for the shards; each split gets its own"
+    )
+    group = sub.add_argument_group("shards")
+    group.add_argument(
+        "--shard_size",
+        type=byte_size,
+        default=Packing().shard_bytes,
+        metavar="SIZE",
+        help="of one shard, for example 256MB (default 128MB)",
+    )
+    group.add_argument("--max_samples", type=positive, metavar="N", help="samples a shard, at most")
+    group.add_argument(
+        "--seed", type=natural, default=0, metavar="N", help="of the packer's shuffle (default 0)"
+    )
+    group = sub.add_argument_group("labels")
+    group.add_argument(
+        "--classes", type=Path, metavar="FILE", help="class names in label order, one a line"
+    )
+    group.add_argument(
+        "--val_labels",
+        type=Path,
+        metavar="FILE",
+        help="of a flat val: LOC_val_solution.csv or ILSVRC2012_validation_ground_truth.txt",
+    )
+    group.add_argument(
+        "--synsets",
+        type=Path,
+        metavar="FILE",
+        help="for the ground truth's numbers: the devkit's meta.mat, or map_clsloc.txt",
+    )
+    group = sub.add_argument_group("images")
+    group.add_argument("--check", choices=CHECKS, default=rules.check, help="default: %(default)s")
+    group.add_argument(
+        "--on_bad", choices=ON_BAD, default=rules.on_bad, help="bad images (default: %(default)s)"
+    )
+    group.add_argument(
+        "--max_pixels",
+        type=positive,
+        default=rules.max_pixels,
+        metavar="N",
+        help="width x height above which an image is bad (default: %(default)s)",
+    )
+    group.add_argument(
+        "--resize", type=positive, metavar="PIXELS", help="shrink a longer shorter side to this"
+    )
+    group.add_argument(
+        "--quality",
+        type=positive,
+        default=rules.quality,
+        metavar="Q",
+        help="of JPEGs made anew (default: %(default)s)",
+    )
+    group.add_argument(
+        "--transcode", action="store_true", help="store CMYK JPEGs, PNGs and WebPs as plain JPEGs"
+    )
+    group = sub.add_argument_group("where it runs")
+    _add_workers(group)
+    group.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="a Dask scheduler, tcp://host:8786; or local, for Dask on this machine",
+    )
+    group.add_argument(
+        "--part",
+        metavar="i/n",
+        help="make the i-th of n parts, from 0, for a job array; slurm: this task of srun's",
+    )
+
+
+def _add_order(sub: argparse.ArgumentParser) -> None:
+    defaults = OrderConfig()
+    for name, value in (("lanes", defaults.lanes), ("window", defaults.window)):
+        sub.add_argument(
+            f"--{name}", type=positive, default=value, metavar="N", help="of the order that trains"
+        )
+
+
+def _add_workers(sub: argparse._ActionsContainer) -> None:
+    sub.add_argument(
+        "--workers", type=positive, default=cores(), metavar="N", help="processes (default: cores)"
+    )
+
+
+def _made_anew(rules: ImageRules) -> str:
+    steps = [f"shorter side at most {rules.resize}"] if rules.resize else []
+    steps += ["transcoded to JPEG"] if rules.transcode else []
+    return f"{' and '.join(steps)}, quality {rules.quality}" if steps else "nothing"
 
 
 @reports_errors

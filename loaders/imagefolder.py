@@ -4,6 +4,8 @@ The packer's plan is computed from the listing and not carried out: a sample has
 would have in the shards, so the order and the batches are the same, without packing.
 """
 
+from pathlib import Path
+
 import numpy as np
 import xxhash
 
@@ -40,7 +42,7 @@ class FolderReader:
     def read(self, number: int) -> bytes:
         """See Reader. Only the size tells whether a file was changed."""
         try:
-            data = (self._listing.root / self._path(number)).read_bytes()
+            data = self._file(number).read_bytes()
         except FileNotFoundError:
             data = b""
         expected = int(self._listing.sizes[self._order[number]])
@@ -52,11 +54,11 @@ class FolderReader:
 
     def key(self, number: int) -> str:
         """See Reader."""
-        return member_name(self._path(number))[0]
+        return member_name(self._listing.paths[int(self._order[number])])[0]
 
     def describe(self, number: int) -> str:
         """See Reader."""
-        return str(self._listing.root / self._path(number))
+        return str(self._file(number))
 
-    def _path(self, number: int) -> str:
-        return self._listing.paths[int(self._order[number])]
+    def _file(self, number: int) -> Path:
+        return self._listing.root / self._listing.files[int(self._order[number])]

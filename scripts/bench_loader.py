@@ -51,7 +51,7 @@ from scripts.bench_peers import (
     SIZE,
     warm_up_batches,
 )
-from shard import natural, positive
+from sharding.console import natural, positive
 from sharding.errors import DataError, UsageError, reports_errors
 
 EXAMPLE = """examples:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from shard import positive
+from sharding.console import positive
 from sharding.errors import UsageError, reports_errors
 
 

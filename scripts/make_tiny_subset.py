@@ -12,9 +12,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from shard import positive
+from sharding.console import positive
 from sharding.errors import UsageError, reports_errors
-from sharding.source import find_splits, scan
+from sharding.layouts import find_splits, flat_labels, is_flat
+from sharding.source import scan
 
 
 @reports_errors
@@ -37,19 +38,20 @@ def main(arguments: list[str] | None = None) -> int:
     if options.folder.exists() and any(options.folder.iterdir()):
         raise UsageError(f"{options.folder} is not empty; choose another folder or remove it")
     for split, root in find_splits(options.source).items():
-        listing = scan(root)
+        listing = scan(root, class_of=flat_labels(options.source, root) if is_flat(root) else None)
         if options.classes > len(listing.classes):
             raise UsageError(
                 f"--classes {options.classes}: {root} has only {len(listing.classes)} classes"
             )
         images = options.images if split == "train" else max(options.images // 10, 1)
         taken = [0] * options.classes
-        for path, label in zip(listing.paths, listing.labels.tolist(), strict=True):
+        samples = zip(listing.files, listing.paths, listing.labels.tolist(), strict=True)
+        for file, path, label in samples:
             if label < options.classes and taken[label] < images:
                 taken[label] += 1
                 target = options.folder / split / path
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(root / path, target)
+                shutil.copyfile(root / file, target)
         print(f"{options.folder / split}: {sum(taken)} images of {options.classes} classes")
     return 0
 

@@ -19,7 +19,7 @@ from loaders.datamodule import FORMATS, DataConfig, open_reader
 from loaders.loader import StreamingLoader, Topology
 from loaders.order import OrderConfig
 from loaders.pipeline import Batch
-from shard import byte_size, natural, positive
+from sharding.console import byte_size, natural, positive
 from sharding.errors import UsageError, reports_errors
 from sharding.manifest import Packing
 

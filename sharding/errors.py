@@ -20,6 +20,10 @@ class DataError(Exception):
     """Raised when source files or stored bytes are not what they have to be; names the place."""
 
 
+class BadImageError(DataError):
+    """Raised for an image that cannot be used; the one kind of fault that a packer may skip."""
+
+
 def reports_errors(main: Callable[..., int]) -> Callable[..., int]:
     """Wrap an entry point: each of our errors becomes one line on stderr and an exit status.
 

@@ -16,6 +16,11 @@ FORMAT_VERSION = 1
 ORDER_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 
+MAX_PIXELS = 89_478_485
+"""From this size Pillow warns of a decompression bomb, and the decoder refuses an image."""
+CHECKS = ("header", "decode", "none")
+ON_BAD = ("fail", "skip")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
@@ -45,6 +50,8 @@ class SourceCounts:
     found: int
     packed: int
     rejected: int
+    kinds: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """Packed images by what their bytes say they are: JPEG, JPEG grey, JPEG CMYK, PNG, WEBP."""
 
     def __post_init__(self) -> None:
         if self.found != self.packed + self.rejected:
@@ -71,6 +78,43 @@ class Packing:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ImageRules:
+    """Which images are packed, and what is done to them; by default nothing."""
+
+    check: str = "header"
+    """header: must be one of the formats; decode: must also decode whole; none: not looked at."""
+    on_bad: str = "fail"
+    """What happens to one that must not be packed: fail, or skip it and list it."""
+    max_pixels: int = MAX_PIXELS
+    """Width x height; a larger image is bad."""
+    resize: int | None = None
+    """Pixels to which a longer shorter side is reduced."""
+    quality: int = 90
+    """Of the JPEGs that are made by resizing and transcoding."""
+    transcode: bool = False
+    """Store what is no grey or colour JPEG (CMYK, PNG, WebP) as one."""
+
+    def __post_init__(self) -> None:
+        if self.check not in CHECKS:
+            raise ValueError(f"check must be one of {', '.join(CHECKS)}, got {self.check!r}")
+        if self.on_bad not in ON_BAD:
+            raise ValueError(f"on_bad must be one of {', '.join(ON_BAD)}, got {self.on_bad!r}")
+        if self.max_pixels < 1 or (self.resize is not None and self.resize < 1):
+            raise ValueError(
+                f"max_pixels and resize must be at least 1, got {self.max_pixels} and {self.resize}"
+            )
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"quality must be in 1..100, got {self.quality}")
+        if self.check == "none" and self.converts:
+            raise ValueError("check cannot be none where images are resized or transcoded")
+
+    @property
+    def converts(self) -> bool:
+        """Whether an image may be stored with other bytes than its file's."""
+        return self.resize is not None or self.transcode
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
     """One split of a data set: its classes in label order, its shards in sample order."""
 
@@ -78,7 +122,9 @@ class Manifest:
     classes: tuple[str, ...]
     source: SourceCounts
     shards: tuple[Shard, ...]
-    packing: Packing = field(default_factory=Packing)
+    packing: Packing | None = field(default_factory=Packing)
+    """None for shards that others made."""
+    images: ImageRules = field(default_factory=ImageRules)
     order_version: int = ORDER_VERSION
 
     def __post_init__(self) -> None:
@@ -134,9 +180,10 @@ class Manifest:
             manifest = cls(
                 split=_text(body["split"]),
                 classes=tuple(_text(name) for name in body["classes"]),
-                source=SourceCounts(**_integers(body["source"])),
+                source=_source(body["source"]),
                 shards=tuple(Shard(**_typed(Shard, shard)) for shard in body["shards"]),
-                packing=Packing(**_typed(Packing, body["packing"])),
+                packing=body["packing"] and Packing(**_typed(Packing, body["packing"])),
+                images=ImageRules(**_typed(ImageRules, body.get("images", {}))),
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"{where} is no manifest of shardstream: {error!r}") from error
@@ -172,11 +219,17 @@ def _integers(values: Mapping[str, Any]) -> dict[str, int]:
     return dict(values)
 
 
-def _typed(kind: type[Shard] | type[Packing], values: Mapping[str, Any]) -> dict[str, Any]:
+def _source(values: Mapping[str, Any]) -> SourceCounts:
+    counts = dict(values)
+    kinds = _integers(counts.pop("kinds", {}))
+    return SourceCounts(**_integers(counts), kinds=kinds)
+
+
+def _typed(kind: type[Shard | Packing | ImageRules], values: Mapping[str, Any]) -> dict[str, Any]:
     """Check each value against the field's annotation: JSON brings strings, integers and null."""
     annotations = kind.__annotations__
     for key, value in values.items():
         expected = annotations[key]
-        if not isinstance(value, expected) or isinstance(value, bool):
+        if not isinstance(value, expected) or isinstance(value, bool) is not (expected is bool):
             raise TypeError(f"expected {expected} for {key}, got {value!r}")
     return dict(values)

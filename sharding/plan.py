@@ -10,6 +10,11 @@ from sharding.tar import BLOCK
 _OVERHEAD_BYTES = 3 * BLOCK
 
 
+def stored_bytes(sizes: Integers) -> Integers:
+    """What each image of so many bytes takes in a tar, with its label."""
+    return (sizes + BLOCK - 1) // BLOCK * BLOCK + _OVERHEAD_BYTES
+
+
 def plan_shards(sizes: Integers, packing: Packing) -> list[Integers]:
     """Shuffle all samples with the packing's seed and cut them into shards.
 
@@ -22,7 +27,7 @@ def plan_shards(sizes: Integers, packing: Packing) -> list[Integers]:
     pass `shard_bytes` (rounded to tar blocks) or `max_samples`; it takes at least one.
     """
     order = permutation(len(sizes), seed=packing.seed, purpose=Purpose.PACK)
-    ends = np.cumsum((sizes[order] + BLOCK - 1) // BLOCK * BLOCK + _OVERHEAD_BYTES)
+    ends = np.cumsum(stored_bytes(sizes[order]))
     shards = []
     first = 0
     while first < len(order):

@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     SAMPLES = 4  # order of the samples inside a segment
     JITTER = 5  # mixing of neighbouring segments
     AUGMENT = 6  # crops and flips
+    VERIFY = 7  # which samples a check of a part of them reads
 
 
 def raw(

@@ -43,9 +43,9 @@ def _guard(name: str) -> str:
     return "%5F" + name[1:] if name.startswith("__") else name
 
 
-def member(name: str, data: bytes) -> tuple[bytes, bytes]:
-    """A regular file as its header and its padded data, to be written one after the other."""
-    return header(name, len(data)), data + bytes(-len(data) % BLOCK)
+def member(name: str, data: bytes) -> tuple[bytes, bytes, bytes]:
+    """A regular file: its header, its data and its padding, to be written one after the other."""
+    return header(name, len(data)), data, bytes(-len(data) % BLOCK)
 
 
 def header(name: str, size: int) -> bytes:

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from sharding.manifest import Packing
-from sharding.pack import pack
+from sharding.pack import Job, pack
 from sharding.source import scan
 from sharding.store import LocalStore
 from tests.make_images import image_folder
@@ -29,8 +29,8 @@ def small_shards(small_images: Path, tmp_path_factory: pytest.TempPathFactory) -
     root = tmp_path_factory.mktemp("shards")
     for split in ("train", "val"):
         listing = scan(small_images / split)
-        packing = Packing(max_samples=9)
-        pack(listing, LocalStore(root / split), split=split, packing=packing, workers=1)
+        store, packing = LocalStore(root / split), Packing(max_samples=9)
+        pack(Job(listing=listing, store=store, split=split, packing=packing), workers=1)
     return root
 
 

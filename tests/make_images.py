@@ -13,7 +13,7 @@ from PIL import Image
 
 from sharding.dataset import PackedSplit
 from sharding.manifest import Packing
-from sharding.pack import pack
+from sharding.pack import Job, pack
 from sharding.source import scan
 from sharding.store import LocalStore
 
@@ -60,7 +60,8 @@ def files_below(root: Path) -> dict[str, bytes]:
 def pack_folder(source: Path, destination: Path, **options: int) -> PackedSplit:
     """Pack one split in this process; options are Packing's."""
     packing = Packing(**options)
-    pack(scan(source), LocalStore(destination), split="train", packing=packing, workers=1)
+    job = Job(listing=scan(source), store=LocalStore(destination), split="train", packing=packing)
+    pack(job, workers=1)
     return PackedSplit.open(str(destination))
 
 

@@ -21,7 +21,7 @@ from loaders.pipeline import Batch
 from loaders.reader import Reader, ShardReader
 from sharding.dataset import PackedSplit
 from sharding.manifest import Packing
-from sharding.pack import pack
+from sharding.pack import Job, pack
 from sharding.source import scan
 from sharding.store import LocalStore
 
@@ -75,7 +75,8 @@ def data_set() -> Path:
             (folder / name).mkdir(parents=True, exist_ok=True)
             (folder / name / f"{name}_{number}.JPEG").write_bytes(encode(image, kind, **options))
         store = LocalStore(root / "shards" / split)
-        pack(scan(folder, classes=CLASSES), store, split=split, packing=PACKING, workers=1)
+        listing = scan(folder, classes=CLASSES)
+        pack(Job(listing=listing, store=store, split=split, packing=PACKING), workers=1)
     return root
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from loaders.datamodule import DataConfig, ImageNetData
 from sharding.errors import DataError
-from sharding.pack import pack
+from sharding.pack import Job, pack
 from sharding.source import scan
 from sharding.store import LocalStore
 from tests.make_shards import (
@@ -76,7 +76,8 @@ def test_splits_of_different_data_are_refused(tmp_path: Path) -> None:
     root = copy_of_shards(tmp_path)
     shutil.rmtree(root / "val")
     listing = scan(without_val_bees(tmp_path) / "val")
-    pack(listing, LocalStore(root / "val"), split="val", packing=PACKING, workers=1)
+    store = LocalStore(root / "val")
+    pack(Job(listing=listing, store=store, split="val", packing=PACKING), workers=1)
     with pytest.raises(DataError, match=r"train and val have different classes \(3 and 2\)"):
         make(root)
 

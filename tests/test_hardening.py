@@ -210,7 +210,7 @@ def test_verify_with_a_killed_worker(tmp_path: Path) -> None:
     pack_folder(image_folder(tmp_path / "in", {"a": 2}), tmp_path / "out", max_samples=1)
     program = (
         "import os, signal, sys, shard, sharding.verify as v\n"
-        "die = lambda split, number: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "die = lambda split, number, *, share, seed: os.kill(os.getpid(), signal.SIGKILL)\n"
         "v.check_shard.__code__ = die.__code__\n"
         "v.signal, v.os = signal, os\n"
         f"sys.argv[:] = ['shard.py', 'verify', {str(tmp_path / 'out')!r}, '--workers', '2']\n"

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from loaders.imagefolder import FolderReader
 from sharding.errors import DataError
 from sharding.manifest import Packing
+from sharding.source import scan
 from tests.make_shards import (
     PACKING,
     assert_equal,
@@ -70,3 +72,22 @@ def test_digest_is_of_listing_and_packing(tmp_path: Path) -> None:
     path.rename(path.with_stem("ant_00"))
     others.append(open_images(root).digest)
     assert len({digest, *others}) == 5
+
+
+def test_a_flat_folder_reads_as_a_sorted_one(tmp_path: Path) -> None:
+    """Keys have the class that the labels say, bytes come from where they stand; one identity."""
+    root = data_set() / "images/train"
+    class_of = {}
+    for path in root.glob("*/*"):
+        class_of[path.name] = path.parent.name
+        shutil.copyfile(path, tmp_path / path.name)
+    flat, folders = FolderReader(scan(tmp_path, class_of=class_of), PACKING), open_images()
+    assert (flat.digest, flat.counts, flat.classes) == (
+        folders.digest,
+        folders.counts,
+        folders.classes,
+    )
+    for number in range(sum(flat.counts)):
+        assert flat.key(number) == folders.key(number)
+        assert flat.read(number) == folders.read(number)
+    assert Path(flat.describe(0)).parent == tmp_path

@@ -1,7 +1,9 @@
 """Packing: the same bytes whatever happens on the way, and what is refused."""
 
+import errno
 import gc
 import itertools
+import json
 import os
 import re
 import select
@@ -14,14 +16,16 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import webdataset as wds
 
 from sharding import tar
 from sharding.errors import DataError, UsageError
+from sharding.lock import LOCK_NAME, Part
 from sharding.manifest import MANIFEST_NAME, Packing
-from sharding.pack import LOCK_NAME, pack
+from sharding.pack import Job, pack, pack_part, seal
 from sharding.source import scan
 from sharding.store import LocalStore
 from tests.make_images import (
@@ -255,8 +259,8 @@ def test_second_packer(source: Path, expected: dict[str, bytes], tmp_path: Path)
     with packer(source, tmp_path / "train", "train-000000.tar") as (first, _):
         second = run_shard("pack", source, tmp_path, *OPTIONS, "2")
     assert (second.returncode, second.stderr.count("\n")) == (2, 1)
-    assert f"another packer is at work on {tmp_path}/train: {{" in second.stderr
-    assert re.findall(r'"pid": (\d+)', second.stderr) == [str(first.pid)]
+    assert f"another packer is at work on {tmp_path}/train: host " in second.stderr
+    assert second.stderr.endswith(f"process {first.pid}\n")
     finish(source, tmp_path / "train", expected)
 
 
@@ -276,6 +280,16 @@ def put(path: Path, at: int) -> None:
         file.write(b"\xaa")
 
 
+def unfinish(source: Path, folder: Path, **options: int) -> None:
+    """Make a finished data set look as if its packer was killed before the manifest."""
+    job = Job(
+        listing=scan(source), store=LocalStore(folder), split="train", packing=Packing(**options)
+    )
+    (folder / MANIFEST_NAME).unlink()
+    note = {"plan": job.plan, "host": "gone", "pid": 1}
+    write_files(folder, {LOCK_NAME: json.dumps(note).encode()})
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -291,10 +305,7 @@ def put(path: Path, at: int) -> None:
         lambda folder: os.unlink(folder / "train-000001.npy"),
         lambda folder: swap(folder, "npy"),
         lambda folder: swap(folder, "npy", "tar"),
-        # A killed packer's, whose options made more shards.
-        lambda folder: write_files(
-            folder, {".tmp-x": b"", "train-000007.tar": b"", "train-000007.npy": b""}
-        ),
+        lambda folder: write_files(folder, {".tmp-x": b"half a shard"}),
     ],
     ids=itertools.count(),
 )
@@ -304,13 +315,25 @@ def test_damage_before_a_restart(tmp_path: Path, damage: Callable[[Path], object
     folder = tmp_path / "out"
     pack_folder(source, folder, max_samples=2)
     expected, before = files_below(folder), identities(folder)
-    (folder / MANIFEST_NAME).unlink()
-    write_files(folder, {LOCK_NAME: b'{"host": "gone", "pid": 1}'})
+    unfinish(source, folder, max_samples=2)
     damage(folder)
     pack_folder(source, folder, max_samples=2)
     assert files_below(folder) == expected
     for name in ("train-000002.tar", "train-000002.npy"):
         assert identities(folder)[name] == before[name]
+
+
+def test_another_plan_starts_over(tmp_path: Path) -> None:
+    """Shards that other options left half done are not taken for ours; none of them stays."""
+    source = image_folder(tmp_path / "in", {"a": 3, "b": 3})
+    pack_folder(source, tmp_path / "expected", max_samples=2)
+    folder = tmp_path / "out"
+    pack_folder(source, folder, max_samples=1)
+    before = identities(folder)
+    unfinish(source, folder, max_samples=1)
+    pack_folder(source, folder, max_samples=2)
+    assert files_below(folder) == files_below(tmp_path / "expected")
+    assert not set(before.values()) & set(identities(folder).values())
 
 
 def test_finished_data_set_is_left_alone(tmp_path: Path) -> None:
@@ -365,7 +388,11 @@ def test_disk_without_room(tmp_path: Path) -> None:
     expected = files_below(tmp_path / "expected")
     no_room = ("sh", "-c", 'ulimit -f 64; exec "$@"', "sh")  # 32 or 64 KiB; the big image has 270
     run = run_shard("pack", source.parent, folder.parent, *OPTIONS, "1", before=no_room)
-    assert (run.returncode, run.stderr) == (1, "shard.py: error: [Errno 27] File too large\n")
+    assert run.returncode == 1
+    assert re.fullmatch(
+        rf"shard\.py: error: \[Errno 27\] File too large: '{folder}/train-\d{{6}}\.tar'\n",
+        run.stderr,
+    )
     left, before = files_below(folder), identities(folder)
     assert left.pop(LOCK_NAME)
     assert 0 < len(left) < len(expected) - 2
@@ -378,7 +405,7 @@ def test_disk_without_room(tmp_path: Path) -> None:
     ("files", "message"),
     [
         ({"a/notes.jpg": b"hello"}, r"/a/notes\.jpg is no JPEG, PNG or WebP image \(5 bytes"),
-        ({"a/zero.jpg": b""}, r"/a/zero\.jpg is empty or changed"),
+        ({"a/zero.jpg": b""}, r"/a/zero\.jpg is empty; repair"),
         ({"a/gif.png": image(0, "GIF")}, r"/a/gif\.png is no JPEG"),
         (
             {"a/x.jpg": image(1), "a/x.png": image(2, "PNG")},
@@ -405,8 +432,8 @@ def test_file_changed_while_packing(tmp_path: Path, change: bytes | None) -> Non
     listing = scan(image_folder(tmp_path / "in", {"a": 1}))
     (tmp_path / "in/a/a_0.JPEG").unlink()
     write_files(tmp_path / "in", {} if change is None else {"a/a_0.JPEG": change})
-    with pytest.raises(DataError, match=r"/a/a_0\.JPEG is empty or changed while packing"):
-        pack(listing, LocalStore(tmp_path / "out"), split="train", packing=Packing(), workers=1)
+    with pytest.raises(DataError, match=r"/a/a_0\.JPEG changed while packing"):
+        pack(Job(listing=listing, store=LocalStore(tmp_path / "out"), split="train"), workers=1)
 
 
 @pytest.mark.parametrize(("width", "found"), [(65_535, (65_535, 1)), (65_536, (0, 0))])
@@ -415,3 +442,152 @@ def test_size_of_an_image(tmp_path: Path, width: int, found: tuple[int, int]) ->
     source = write_files(tmp_path / "in", {"a/x.JPEG": image(0, "PNG", size=(width, 1))})
     (row,) = pack_folder(source, tmp_path / "out").read_index(0).table
     assert (row["width"], row["height"]) == found
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_parts_and_seal(
+    source: Path, expected: dict[str, bytes], tmp_path: Path, parts: int
+) -> None:
+    """Parts, made in any order, and the seal give the bytes of one packer."""
+    arguments = (source, tmp_path, "--max_samples", "1", "--workers", "1")
+    for part in reversed(range(parts)):
+        early = run_shard("seal", *arguments)
+        assert early.returncode in {2, 3}
+        run = run_shard("pack", *arguments, "--part", f"{part}/{parts}")
+        assert (run.returncode, run.stderr) == (0, "")
+        assert f"part {part} of {parts}: {48 // parts} of 48 shards" in run.stdout
+    assert MANIFEST_NAME not in files_below(tmp_path / "train")
+    sealed = run_shard("seal", *arguments)
+    assert (sealed.returncode, sealed.stderr) == (0, "")
+    assert files_below(tmp_path / "train") == expected
+    assert run_shard("seal", *arguments).returncode == 0
+    again = run_shard("pack", *arguments, "--part", "0/3")
+    assert (again.returncode, "was sealed already" in again.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "train-000004.tar").unlink(), "1 of 48 .*: train-000004.tar;"),
+        (lambda folder: put(folder / "train-000005.tar", 700), "1 of 48 .*: train-000005.tar;"),
+        (lambda folder: put(folder / "train-000006.npy", -1), "1 of 48 .*: train-000006.tar;"),
+        (lambda folder: [p.unlink() for p in folder.glob("*.npy")], r"48 of 48 .*, \.\.\.;"),
+    ],
+    ids=itertools.count(),
+)
+def test_seal_reads_every_shard(
+    source: Path, tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    """A shard that is missing or damaged is named, and there is no manifest; its part mends it."""
+    job = Job(
+        listing=scan(source / "train"),
+        store=LocalStore(tmp_path),
+        split="train",
+        packing=Packing(max_samples=1),
+    )
+    pack_part(job, Part(0, 1), workers=1)
+    damage(tmp_path)
+    with pytest.raises(DataError, match=rf"{message} run their parts again$"):
+        seal(job, workers=2)
+    assert MANIFEST_NAME not in files_below(tmp_path)
+    pack_part(job, Part(0, 1), workers=1)
+    assert seal(job, workers=1).samples == 48
+
+
+def test_seal_wants_the_options_of_pack(source: Path, tmp_path: Path) -> None:
+    """Shards of other options are not sealed, and not removed either."""
+    listing, store = scan(source / "train"), LocalStore(tmp_path)
+    job = Job(listing=listing, store=store, split="train", packing=Packing(max_samples=2))
+    pack_part(job, Part(0, 1), workers=1)
+    before = identities(tmp_path)
+    other = Job(listing=listing, store=store, split="train", packing=Packing(max_samples=3))
+    with pytest.raises(UsageError, match="with other options"):
+        seal(other, workers=1)
+    assert {name: identities(tmp_path)[name] for name in before} == before
+
+
+KILLED_ONCE = """
+import os, signal, sys
+def kill(event, arguments):
+    if event == "os.rename" and str(arguments[1]).endswith("train-000007.tar"):
+        try:
+            os.close(os.open({mark!r}, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(kill)
+"""
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_dask_makes_the_same_bytes(
+    source: Path, expected: dict[str, bytes], tmp_path: Path, killed: bool
+) -> None:
+    """Two workers of Dask, and one that is killed in a shard: the bytes of one packer, no rest."""
+    hook = KILLED_ONCE.format(mark=str(tmp_path / "killed")) if killed else ""
+    write_files(tmp_path / "site", {"sitecustomize.py": hook.encode()})
+    path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
+    arguments = ("pack", source, tmp_path / "out", *OPTIONS, "2", "--cluster", "local")
+    run = run_shard(*arguments, before=("env", f"PYTHONPATH={path}"))
+    assert run.returncode == 0
+    assert (tmp_path / "killed").exists() == killed
+    assert files_below(tmp_path / "out/train") == expected
+
+
+def test_space_is_looked_at_before_the_start(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too little room for what is still to be made is said before the first shard is written."""
+    job = Job(listing=scan(source / "train"), store=LocalStore(tmp_path), split="train")
+    size = sum(shard.bytes for shard in pack(job, workers=1).shards)
+    (tmp_path / MANIFEST_NAME).unlink()
+    (tmp_path / "train-000000.tar").unlink()
+    (tmp_path / "train-000000.npy").unlink()
+    monkeypatch.setattr("shutil.disk_usage", lambda root: SimpleNamespace(free=size // 2))
+    with pytest.raises(
+        OSError, match=r"needs 0\.0 GB more and has 0\.0 GB free; make space"
+    ) as caught:
+        pack(job, workers=1)
+    assert caught.value.errno == errno.ENOSPC
+    assert [name for name in files_below(tmp_path) if not name.startswith(".")] == []
+    monkeypatch.undo()
+    assert pack(job, workers=1).samples == 48
+
+
+def test_a_full_disk(source: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+    """On a file system that fills up half a file goes, whole ones stay, and it goes on after."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    script = f"""
+        mount -t tmpfs -o size=24k none {place} || exit 99
+        {SHARD_PY[0]} {SHARD_PY[1]} pack {source} {place} --max_samples 1 --workers 1
+        status=$?
+        ls -A {place}/train
+        mount -o remount,size=4m {place}
+        {SHARD_PY[0]} {SHARD_PY[1]} pack {source} {place} --max_samples 1 --workers 1 || exit 98
+        cp -r {place}/train {tmp_path}/out
+        exit $status
+    """
+    allowed = subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False)
+    if allowed.returncode:
+        pytest.skip(f"no mount of its own is allowed here: {allowed.stderr.decode().strip()}")
+    # The check of space would find the disk too small: the interesting case is when it does not.
+    hook = (
+        b"import shutil\nimport types\n"
+        b"shutil.disk_usage = lambda path: types.SimpleNamespace(free=1 << 40)\n"
+    )
+    write_files(tmp_path / "site", {"sitecustomize.py": hook})
+    run = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script],
+        env=ENVIRONMENT | {"PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1, run.stderr
+    assert "No space left on device: '" in run.stderr
+    left = run.stdout.split("train: 48 images")[0].split()
+    assert LOCK_NAME in left
+    assert 2 < len(left) < 48
+    assert not any(name.startswith(".tmp") for name in left)
+    assert files_below(tmp_path / "out") == expected

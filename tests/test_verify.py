@@ -1,13 +1,18 @@
 """Verify: each kind of damage is reported where it is."""
 
 import re
+import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sharding.dataset import PackedSplit
-from sharding.verify import check_shard
+from sharding.errors import UsageError
+from sharding.store import Blob
+from sharding.verify import check_shard, verify
 from tests.make_images import image_folder, pack_folder, run_shard
 
 TAR, INDEX = "train-000001.tar", "train-000001.npy"
@@ -85,6 +90,94 @@ def test_file(split: PackedSplit, name: str, damage: Callable[[Path], None], mes
     damage(Path(split.store.url, name))
     (line,) = check(split)
     assert re.match(f"{split.store.url}/{name} {message}", line)
+
+
+def damaged_rows(split: PackedSplit, share: float, seed: int = 0) -> set[str]:
+    """What a check of a share of shard 1 finds."""
+    return set(check_shard(split, 1, share=share, seed=seed))
+
+
+def test_share(tmp_path: Path) -> None:
+    """A share of the samples is drawn by the seed, the same each time, at least one a shard."""
+    source = image_folder(tmp_path / "source", {"a": 20, "b": 20})
+    split = pack_folder(source, tmp_path / "packed", max_samples=20)
+    assert dict(verify(split, workers=2, share=0.3)) == {0: [], 1: []}
+    for row in range(20):
+        flip(Path(split.store.url, TAR), place(split, row)[0])
+    everything = damaged_rows(split, 1)
+    assert len(everything) == 20
+    for share, count in ((1e-9, 1), (0.05, 1), (0.051, 2), (0.3, 6), (0.999, 20)):
+        found = damaged_rows(split, share)
+        assert (len(found), found == damaged_rows(split, share)) == (count, True)
+        assert found <= everything
+    assert damaged_rows(split, 0.3, seed=1) != damaged_rows(split, 0.3, seed=2)
+    assert set().union(*(damaged_rows(split, 0.3, seed) for seed in range(40))) == everything
+    (_, first), (_, second) = verify(split, workers=1, share=0.3, seed=5)
+    assert (first, set(second)) == ([], damaged_rows(split, 0.3, seed=5))
+    for row in range(20):
+        flip(
+            Path(split.store.url, "train-000000.tar"), int(split.read_index(0).table["offset"][row])
+        )
+    drawn = [
+        [row for row in range(20) if any(split.read_index(i).key(row) in line for line in lines)]
+        for i, lines in verify(split, workers=2, share=0.3)
+    ]
+    assert drawn[0] != drawn[1]  # other rows in each shard
+
+
+def test_share_reads_only_its_samples(split: PackedSplit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a tar only the drawn samples' bytes are read, but index and size are always checked."""
+    read: list[int] = []
+
+    class Counted:
+        def __init__(self, blob: Blob) -> None:
+            self.size = blob.size
+            self._blob = blob
+
+        def read_at(self, offset: int, size: int) -> bytes:
+            read.append(size)
+            return self._blob.read_at(offset, size)
+
+    open_tar = PackedSplit.open_tar
+    monkeypatch.setattr(PackedSplit, "open_tar", lambda *args: Counted(open_tar(*args)))
+    assert check_shard(split, 1, share=0.5) == []
+    assert read in [[place(split, row)[1]] for row in (0, 1)]
+    flip(Path(split.store.url, INDEX), -1)
+    (line,) = check_shard(split, 1, share=0.5)
+    assert "was changed or damaged" in line
+    with Path(split.store.url, "train-000000.tar").open("ab") as stream:
+        stream.write(bytes(512))
+    (line,) = check_shard(split, 0, share=0.5)
+    assert re.search(r"has \d+ bytes, the manifest says", line)
+
+
+@pytest.mark.parametrize("share", [0, -0.1, 1.001, float("nan")])
+def test_wrong_share(split: PackedSplit, share: float) -> None:
+    """A share that is none is refused with its value, as is a seed that is too large."""
+    with pytest.raises(UsageError, match=f"got {share}"):
+        list(verify(split, workers=1, share=share))
+    with pytest.raises(UsageError, match="seed must be"):
+        list(verify(split, workers=1, seed=1 << 64))
+
+
+def test_memory(tmp_path: Path) -> None:
+    """A tar is read in pieces: one with an image of 100 MB takes less than 10 MB, damaged too."""
+    source = image_folder(tmp_path / "source", {"a": 1})
+    large = source / "a/large.JPEG"
+    large.write_bytes((source / "a/a_0.JPEG").read_bytes() + bytes(100_000_000))
+    split = pack_folder(source, tmp_path / "packed")
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tmp_path / "packed", damaged)
+    row = int(np.argmax(split.read_index(0).table["size"]))
+    flip(damaged / "train-000000.tar", int(split.read_index(0).table["offset"][row]) + 10**8)
+    tracemalloc.start()
+    try:
+        assert check_shard(split, 0) == []
+        (line,) = check_shard(PackedSplit.open(str(damaged)), 0)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+    assert line.endswith("sample a/large")
 
 
 def test_command(split: PackedSplit) -> None:
