@@ -53,13 +53,27 @@ class Store(Protocol):
 
 
 def open_store(url: str) -> Store:
-    """The store behind a path, a file:// or (once there is a backend for it) an s3:// URL."""
+    """The store behind a path, a file:// or an s3:// URL."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         return LocalStore(Path(url))
     if scheme == "file":
         return LocalStore(Path(rest))
-    raise UsageError(f"cannot open {url!r}: only local paths and file:// URLs are supported")
+    if scheme == "s3":
+        return _open_s3(url)
+    raise UsageError(f"cannot open {url!r}: only local paths, file:// and s3:// URLs are supported")
+
+
+def _open_s3(url: str) -> Store:
+    try:
+        from sharding.s3 import S3Store  # noqa: PLC0415  (boto3 is optional, and slow to import)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in {"boto3", "botocore"}:
+            raise
+        raise UsageError(
+            f"cannot open {url!r}: boto3 is not installed; pip install 'shardstream[s3]'"
+        ) from error
+    return S3Store(url)
 
 
 def locate(base: Store, url: str) -> tuple[Store, str]:
@@ -89,8 +103,10 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             os.fchmod(stream.fileno(), 0o644)  # mkstemp's 0600 would hide it from colleagues
             os.fsync(stream.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk does not say what it could not take
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:

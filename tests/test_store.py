@@ -1,24 +1,39 @@
 """Stores: one contract that every store keeps, then what is LocalStore's own."""
 
 import os
-from collections.abc import Callable
+import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sharding.errors import DataError, UsageError
+from sharding.s3 import S3Store
 from sharding.store import LocalStore, Store, locate, open_store
+from tests.fault_proxy import BUCKET, s3_endpoint
 
 BYTES = bytes(range(256)) * 8
 
 
-@pytest.fixture(params=[lambda folder: LocalStore(folder / "new" / "store")], ids=["local"])
+@pytest.fixture(params=["local", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """An empty store of each kind."""
-    make: Callable[[Path], Store] = request.param
-    return make(tmp_path)
+    if request.param == "local":
+        return LocalStore(tmp_path / "new" / "store")
+    return S3Store(f"s3://{BUCKET}/{uuid4().hex}/store", endpoint=s3_endpoint())
+
+
+def open_like(store: Store, url: str) -> Store:
+    """Another store of the same kind."""
+    return (
+        LocalStore(Path(url))
+        if isinstance(store, LocalStore)
+        else S3Store(url, endpoint=s3_endpoint())
+    )
 
 
 def put(store: Store, name: str, data: bytes) -> None:
@@ -61,6 +76,25 @@ def test_an_object_appears_whole_or_not_at_all(store: Store) -> None:
         assert os.listdir(store.root) == ["a"]
 
 
+def test_only_what_lies_directly_in_the_folder_is_listed(store: Store) -> None:
+    """Hidden objects and what lies deeper or beside the folder are not the store's."""
+    for place in ("a", ".packing", "a.tar"):
+        put(store, place, b"1")
+    put(open_like(store, f"{store.url}/deeper"), "b", b"1")
+    put(open_like(store, f"{store.url}-2"), "c", b"1")
+    assert store.sizes() == {"a": 1, "a.tar": 1}
+
+
+def test_stores_and_blobs_are_read_in_other_processes(store: Store) -> None:
+    """A pickled store reads the same objects; a blob serves threads at once."""
+    put(store, "a", BYTES)
+    assert pickle.loads(pickle.dumps(store)).read("a") == BYTES
+    blob = store.open("a")
+    with ThreadPoolExecutor(8) as pool:
+        pieces = pool.map(lambda first: blob.read_at(first, 64), range(0, len(BYTES), 64))
+        assert b"".join(pieces) == BYTES
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.integers(0, len(BYTES) + 9), st.integers(0, len(BYTES) + 9))
 def test_ranged_reads(store: Store, offset: int, size: int) -> None:
@@ -91,11 +125,19 @@ def test_local_files(tmp_path: Path) -> None:
     assert os.listdir("/proc/self/fd") == before
 
 
-@pytest.mark.parametrize("url", ["pipe://touch x", "http://h/d", "s3://b/p", "://x", "File:///tmp"])
+@pytest.mark.parametrize("url", ["pipe://touch x", "http://h/d", "S3://b/p", "://x", "File:///tmp"])
 def test_other_schemes_are_refused(url: str) -> None:
     """A scheme without a backend is refused and named; nothing is handed to a shell."""
     with pytest.raises(UsageError, match=f"cannot open '{url}'"):
         open_store(url)
+
+
+def test_s3_without_boto3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An s3:// URL without boto3 is a UsageError that says what to install."""
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    monkeypatch.delitem(sys.modules, "sharding.s3", raising=False)
+    with pytest.raises(UsageError, match=r"pip install 'shardstream\[s3\]'"):
+        open_store("s3://bucket/prefix")
 
 
 @pytest.mark.parametrize(
@@ -105,6 +147,8 @@ def test_other_schemes_are_refused(url: str) -> None:
         ("/x/y/a.tar", ("/x/y", "a.tar")),
         ("/a.tar", ("/", "a.tar")),
         ("file:///x/a.tar", ("/x", "a.tar")),
+        ("s3://bucket/x/a.tar", ("s3://bucket/x", "a.tar")),
+        ("s3://bucket/a.tar", ("s3://bucket", "a.tar")),
         ("", None),
         ("/x/", None),
         ("..", None),
