@@ -3,13 +3,14 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
 from loaders.order import Order, OrderConfig
-from sharding.commands import main_index, main_pack, main_seal, main_unpack, main_verify
+from sharding.commands import main_copy, main_index, main_pack, main_seal, main_unpack, main_verify
 from sharding.console import byte_size, cores, natural, positive, share
 from sharding.dataset import open_splits
 from sharding.errors import UsageError, reports_errors
@@ -22,6 +23,7 @@ EXAMPLES = """examples:
   python shard.py seal /fsx/imagenet /fsx/shards
   python shard.py index '/data/cc-{000..127}.tar' /data/cc-index
   python shard.py verify /data/imagenet-shards --sample 5%%
+  python shard.py copy s3://bucket/imagenet /fsx/imagenet-shards
   python shard.py unpack /data/imagenet-shards /data/imagenet-again
   python shard.py info /data/imagenet-shards
   python shard.py locate /data/imagenet-shards --epoch 3 --step 1200 --global_batch 1024 --world 8
@@ -132,6 +134,9 @@ def _parser() -> argparse.ArgumentParser:
     ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=title, description=title)
         sub.set_defaults(run=run)
+        sub.add_argument(
+            "--s3_endpoint", metavar="URL", help="of S3, if it is not Amazon's (AWS_ENDPOINT_URL)"
+        )
         return sub
 
     for name, run, title in (
@@ -166,6 +171,11 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("unpack", main_unpack, "give the ImageFolder back, byte for byte")
     sub.add_argument("destination", metavar="DST")
     sub.add_argument("folder", type=Path, metavar="FOLDER", help="new or empty")
+    _add_workers(sub)
+
+    sub = command("copy", main_copy, "copy a data set between stores; checked, goes on when killed")
+    sub.add_argument("source", metavar="SRC")
+    sub.add_argument("destination", metavar="DST")
     _add_workers(sub)
 
     sub = command("info", main_info, "say what is in a data set")
@@ -289,6 +299,8 @@ def _made_anew(rules: ImageRules) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; see reports_errors for the exit status."""
     options = _parser().parse_args(arguments)
+    if options.s3_endpoint:
+        os.environ["AWS_ENDPOINT_URL"] = options.s3_endpoint  # where botocore looks for it, too
     status: int = options.run(options)
     return status
 

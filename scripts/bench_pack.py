@@ -207,7 +207,7 @@ def main() -> int:
             source = files[number % len(files)]
             target = work / "images/train" / f"class_{number % 10}" / f"{number:07d}.JPEG"
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.hardlink_to(source)
+            shutil.copyfile(source, target)  # a tar stores a hard link without its bytes
             total += source.stat().st_size
         seconds: dict[str, list[float]] = {name: [] for name in PACKERS}
         for number in range(options.rounds + 1):

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from sharding.adopt import adopt, expand, sorted_warning
 from sharding.console import ProgressBar
+from sharding.copy import copy
 from sharding.dataset import PackedSplit, open_splits
 from sharding.errors import DataError, UsageError
 from sharding.layouts import find_splits, flat_labels, is_flat, read_classes
@@ -16,7 +17,7 @@ from sharding.lock import Part
 from sharding.manifest import MANIFEST_NAME, ImageRules, Manifest, Packing, Shard
 from sharding.pack import REJECTED_NAME, Job, pack, pack_part, seal
 from sharding.source import scan
-from sharding.store import LocalStore, open_store
+from sharding.store import Store, open_store
 from sharding.unpack import unpack
 from sharding.verify import verify
 
@@ -123,10 +124,25 @@ def main_unpack(options: argparse.Namespace) -> int:
                 split,
                 folder,
                 encoded=split.manifest.packing is not None,
+                by_class=split.manifest.packing is None,
                 workers=options.workers,
                 progress=bar.advance,
             )
         print(f"{name}: {split.manifest.samples} images in {folder}")
+    return 0
+
+
+def main_copy(options: argparse.Namespace) -> int:
+    """Copy every split to another store."""
+    destination = _destination(options)
+    for name, split in open_splits(options.source).items():
+        store = open_store(f"{destination}/{name}")
+        with ProgressBar(f"copy {name}", split.manifest.samples) as bar:
+            manifest = copy(split, store, workers=options.workers, progress=bar.advance)
+        print(
+            f"{name}: {manifest.samples} samples in {len(manifest.shards)} shards, "
+            f"{manifest.total_bytes / 1e6:.1f} MB, in {store.url}"
+        )
     return 0
 
 
@@ -169,8 +185,6 @@ def _jobs(options: argparse.Namespace) -> Iterator[tuple[Job, int]]:
         listing = scan(folder, classes=classes, class_of=class_of)
         classes = listing.classes
         store = open_store(f"{destination}/{split}")
-        if not isinstance(store, LocalStore):
-            raise UsageError(f"cannot pack to {store.url}: only local paths are supported")
         job = Job(listing=listing, store=store, split=split, packing=packing, rules=rules)
         yield job, listing.ignored
 
@@ -181,7 +195,7 @@ def _destination(options: argparse.Namespace) -> str:
     return str(options.destination).rstrip("/") or "/"
 
 
-def _say_packed(manifest: Manifest, store: LocalStore, ignored: int) -> None:
+def _say_packed(manifest: Manifest, store: Store, ignored: int) -> None:
     counts = manifest.source
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts.kinds.items())
     print(

@@ -1,4 +1,4 @@
-"""The lock of a folder that is being packed, and the note in it that says by which plan.
+"""Who packs into a store, and by which plan: a lock on a folder, a mark in an object store.
 
 One packer holds a folder alone; packers of parts share it, each part held by one. The locks are
 flock's, so that of a dead process is gone with it. The file `.packing` stays until there is a
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sharding.errors import UsageError
 from sharding.manifest import MANIFEST_NAME
+from sharding.store import Store
 
 LOCK_NAME = ".packing"
 _NOTE_BYTES = 512
@@ -46,9 +47,7 @@ def locked(
     mark = root / LOCK_NAME
     ours = mark.exists() or (root / MANIFEST_NAME).exists()
     if not ours and any(name.suffix in {".tar", ".npy"} for name in root.iterdir()):
-        raise UsageError(
-            f"{root} holds .tar or .npy files that were not packed here; choose an empty folder"
-        )
+        raise _foreign(root)
     with _held(mark, fcntl.LOCK_SH if part else fcntl.LOCK_EX, root) as lock:
         if not mark.exists():  # the other one finished between our open and our lock
             raise UsageError(f"another packer has just finished {root}")
@@ -67,6 +66,36 @@ def locked(
             if (root / MANIFEST_NAME).exists():
                 for leftover in root.glob(f"{LOCK_NAME}*"):
                     leftover.unlink()
+
+
+@contextmanager
+def marked(
+    store: Store, *, plan: str, part: Part | None, other_plan: Callable[[], None]
+) -> Iterator[None]:
+    """The same for an object store, which has no locks: nothing keeps a second packer out.
+
+    Two of the same plan make the same objects. Two of different plans would overwrite each other's,
+    which the manifest's hashes bring to light.
+    """
+    names = store.sizes()
+    if MANIFEST_NAME in names:  # nothing will be written
+        yield
+        return
+    try:
+        found = _note(store.read(LOCK_NAME)).get("plan")
+    except FileNotFoundError:
+        found = None
+        if any(name.endswith((".tar", ".npy")) for name in names):
+            raise _foreign(store.url) from None
+    if found != plan:
+        if found is not None and part is not None:
+            raise _other(store.url)
+        other_plan()
+        with store.create(LOCK_NAME) as stream:
+            stream.write(json.dumps({"plan": plan}).encode())
+    yield
+    if part is None:
+        store.delete(LOCK_NAME)
 
 
 @contextmanager
@@ -96,10 +125,20 @@ def _join(mark: int, plan: str, root: Path) -> None:
         if found is None:
             _write(mark, plan=plan, holder=False)
         elif found != plan:
-            raise UsageError(
-                f"{root} holds an unfinished data set of other images or options; give this part "
-                "those of the others, or remove the folder to start over"
-            )
+            raise _other(root)
+
+
+def _foreign(place: object) -> UsageError:
+    return UsageError(
+        f"{place} holds .tar or .npy files that were not packed here; choose an empty folder"
+    )
+
+
+def _other(place: object) -> UsageError:
+    return UsageError(
+        f"{place} holds an unfinished data set of other images or options; give this part those of "
+        "the others, or remove the folder to start over"
+    )
 
 
 def _holders(root: Path) -> str:

@@ -15,6 +15,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
@@ -23,7 +24,7 @@ import xxhash
 
 from sharding.errors import DataError, UsageError
 from sharding.executors import open_map
-from sharding.lock import Part, locked
+from sharding.lock import Part, locked, marked
 from sharding.manifest import (
     MANIFEST_NAME,
     ImageRules,
@@ -35,7 +36,7 @@ from sharding.manifest import (
 )
 from sharding.plan import plan_shards, stored_bytes
 from sharding.source import Listing
-from sharding.store import LocalStore
+from sharding.store import LocalStore, Store
 from sharding.task import PackedShard, ShardTask, find_shard, make_shard
 
 REJECTED_NAME = "rejected.jsonl"
@@ -48,7 +49,7 @@ class Job:
     """What is packed, by which rules, and where to."""
 
     listing: Listing
-    store: LocalStore
+    store: Store
     split: str
     packing: Packing = field(default_factory=Packing)
     rules: ImageRules = field(default_factory=ImageRules)
@@ -96,7 +97,7 @@ def pack(
     DataError for a bad image (unless the rules skip it), for a file that changed since it was
     listed, and for one that shares its key with another, OSError where space is short.
     """
-    with locked(job.store.root, plan=job.plan, part=None, other_plan=lambda: _clear(job)):
+    with _held(job, None, lambda: _clear(job)):
         if MANIFEST_NAME in job.store.sizes():
             return _compare(job, workers, cluster, progress)
         job.store.sweep()
@@ -116,7 +117,7 @@ def pack_part(
 
     Raises what `pack` does.
     """
-    with locked(job.store.root, plan=job.plan, part=part, other_plan=lambda: None):
+    with _held(job, part, lambda: None):
         if MANIFEST_NAME in job.store.sizes():
             raise UsageError(f"{job.store.url} is a finished data set: it was sealed already")
         tasks = job.tasks[part.i :: part.n]
@@ -139,7 +140,7 @@ def seal(
             "there are none; give `seal` what `pack` was given"
         )
 
-    with locked(job.store.root, plan=job.plan, part=None, other_plan=refuse):
+    with _held(job, None, refuse):
         if MANIFEST_NAME in job.store.sizes():
             return _compare(job, workers, cluster, progress)
         packed, missing = _find(job, workers, cluster, progress)
@@ -152,10 +153,18 @@ def seal(
         return _finish(job, packed)
 
 
+def _held(
+    job: Job, part: Part | None, other_plan: Callable[[], None]
+) -> AbstractContextManager[None]:
+    if isinstance(job.store, LocalStore):
+        return locked(job.store.root, plan=job.plan, part=part, other_plan=other_plan)
+    return marked(job.store, plan=job.plan, part=part, other_plan=other_plan)
+
+
 def _make(
     job: Job, tasks: list[ShardTask], workers: int, cluster: str | None, progress: Progress
 ) -> list[PackedShard]:
-    if not job.rules.converts:  # else nobody knows
+    if isinstance(job.store, LocalStore) and not job.rules.converts:  # else nobody knows
         _check_space(job.store, tasks)
     packed = []
     with open_map(workers=max(1, min(workers, len(tasks))), cluster=cluster) as map_:

@@ -51,6 +51,10 @@ class Store(Protocol):
         """Remove the object if it is there."""
         ...
 
+    def sweep(self) -> None:
+        """Remove what a killed writer left half-written. Only for who writes there alone."""
+        ...
+
 
 def open_store(url: str) -> Store:
     """The store behind a path, a file:// or an s3:// URL."""

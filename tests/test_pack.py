@@ -27,7 +27,8 @@ from sharding.lock import LOCK_NAME, Part
 from sharding.manifest import MANIFEST_NAME, Packing
 from sharding.pack import Job, pack, pack_part, seal
 from sharding.source import scan
-from sharding.store import LocalStore
+from sharding.store import LocalStore, open_store
+from tests.fault_proxy import BUCKET, s3_endpoint
 from tests.make_images import (
     ENVIRONMENT,
     SHARD_PY,
@@ -591,3 +592,45 @@ def test_a_full_disk(source: Path, expected: dict[str, bytes], tmp_path: Path) -
     assert 2 < len(left) < 48
     assert not any(name.startswith(".tmp") for name in left)
     assert files_below(tmp_path / "out") == expected
+
+
+def test_packing_to_s3(
+    source: Path, expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards go to S3 with the same bytes; what another plan left half done does not stay."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint())
+    store = open_store(f"s3://{BUCKET}/{tmp_path.name}/train")
+    listing = scan(source / "train")
+    other = Job(listing=listing, store=store, split="train", packing=Packing(max_samples=3, seed=1))
+    pack_part(other, Part(0, 4), workers=1)
+    assert len(store.sizes()) == 8
+    job = Job(listing=listing, store=store, split="train", packing=Packing(max_samples=1))
+    with pytest.raises(UsageError, match="unfinished data set of other"):
+        pack_part(job, Part(0, 2), workers=1)
+    with pytest.raises(UsageError, match="with other options"):
+        seal(job, workers=1)
+    pack(job, workers=2)
+    assert {name: store.read(name) for name in store.sizes()} == expected
+    pack(job, workers=1)  # finds all as it should be
+    with pytest.raises(UsageError, match="holds a finished data set"):
+        pack(other, workers=1)
+    store.delete(MANIFEST_NAME)
+    with pytest.raises(UsageError, match="not packed here"):
+        pack(job, workers=1)
+
+
+def test_an_upload_that_was_killed_goes_on(
+    source: Path, expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL of a packer to S3, with its worker: the same command ends with the same bytes."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint())
+    url = f"s3://{BUCKET}/{tmp_path.name}"
+    store = open_store(f"{url}/train")
+    line = [*SHARD_PY, "pack", str(source), url, *OPTIONS, "2"]
+    with subprocess.Popen(line, env=os.environ, start_new_session=True, stdout=-3) as process:
+        while len(store.sizes()) < 20:
+            assert process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+    assert MANIFEST_NAME not in store.sizes()
+    subprocess.run(line, env=os.environ, check=True, stdout=-3)
+    assert {name: store.read(name) for name in store.sizes()} == expected
