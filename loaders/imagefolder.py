@@ -27,6 +27,8 @@ class FolderReader:
         self._order = np.concatenate(shards)
         self.counts = [len(shard) for shard in shards]
         self.classes = listing.classes
+        self.remote = False
+        self.cached = 0
         identity = xxhash.xxh3_128()
         for part in ("\0".join(listing.classes), "\0".join(listing.paths), str(packing)):
             identity.update(part.encode())
@@ -59,6 +61,10 @@ class FolderReader:
     def describe(self, number: int) -> str:
         """See Reader."""
         return str(self._file(number))
+
+    def network(self) -> tuple[int, int]:
+        """See Reader."""
+        return 0, 0
 
     def _file(self, number: int) -> Path:
         return self._listing.root / self._listing.files[int(self._order[number])]

@@ -7,6 +7,7 @@ Workers live for the run. At an epoch's end they run on into the next one, so th
 there; when training goes on elsewhere (a resumed run, an epoch cut short) they are sent there.
 """
 
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from ctypes import c_int64
@@ -18,9 +19,12 @@ from typing import Any
 from loaders.augment import AugmentConfig, Crops, random_crops
 from loaders.blocks import Blocks
 from loaders.decode import decoder_name, get_decoder
+from loaders.demand import TrainingDemand
 from loaders.order import Lanes, Order, OrderConfig
 from loaders.pipeline import Batch, Planned, make_pipeline
-from loaders.reader import Facts, Reader
+from loaders.prefetch import CacheConfig, Fetcher, with_cache
+from loaders.reader import Facts, Reader, ShardReader
+from loaders.stats import Counters, Stats
 from loaders.workers import Workers, worker_place
 from sharding.errors import UsageError
 from sharding.manifest import ORDER_VERSION
@@ -95,11 +99,12 @@ class StreamingLoader:
         prefetch: int = 2,
         decoder: str = "auto",
         epoch_of: Callable[[], int] | None = None,
+        cache: CacheConfig | None = None,
     ) -> None:
         """`epoch_of` tells the epoch each time an iteration begins; without it set_epoch does.
 
-        prefetch: batches that each worker makes ahead. Raises UsageError if the data set is
-        smaller than one global batch.
+        prefetch: batches that each worker makes ahead. cache: for a ShardReader's shards. Raises
+        UsageError if the data set is smaller than one global batch.
         """
         self._order = Order(reader.counts, order)
         self._topology = topology
@@ -113,8 +118,29 @@ class StreamingLoader:
         plan = partial(_plan, self._order, topology, self._start)
         crops = partial(_crops, augment, order.seed)
         blocks = Blocks(workers=workers, prefetch=prefetch, size=topology.batch * size * size * 3)
+        self._stats = Stats(max(workers, 1) + 1)
+        self._waited = 0.0
+        self._fetcher: Fetcher | None = None
+        if cache is not None and isinstance(reader, ShardReader):
+            demand = TrainingDemand(
+                self._order,
+                batch=topology.global_batch,
+                rank=topology.rank,
+                world=topology.world,
+                accumulate=topology.accumulate,
+            )
+            reader, self._fetcher = with_cache(
+                reader, demand, cache, stats=self._stats, row=max(workers, 1)
+            )
+            self._fetcher.close_with(self)
         pipeline = make_pipeline(
-            plan, reader, crops, get_decoder(decoder), size=size, blocks=blocks
+            plan,
+            reader,
+            crops,
+            get_decoder(decoder),
+            size=size,
+            blocks=blocks,
+            stats=self._stats,
         )
         self._workers = Workers(pipeline, workers=workers, prefetch=prefetch)
         self._workers.close_with(self)
@@ -172,15 +198,22 @@ class StreamingLoader:
         self._epoch = state["epoch"]
         self._delivered = (state["epoch"], state["position"] // each)
 
+    def counters(self) -> tuple[Counters, float]:
+        """What the workers did since the loader was made, and how long training waited, in s."""
+        return self._stats.total(), self._waited
+
     def _get(self, tag: int) -> Batch:
         """The batch of this tag, wherever in the run it is."""
+        begin = time.perf_counter()
+        if self._fetcher is not None:
+            self._fetcher.at(tag)
         if tag != self._next:
             self._start.value = tag
             self._workers.restart()
         self._next = -1  # for the case of an error
         batch = self._workers.next(tag)
-        assert batch is not None, "the plan has no end"
         self._next = tag + 1
+        self._waited += time.perf_counter() - begin
         return batch
 
 

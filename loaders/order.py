@@ -84,6 +84,10 @@ class Order:
         shard = int(np.searchsorted(self._starts, number, "right")) - 1
         return shard, number - int(self._starts[shard])
 
+    def number(self, shard: int, row: int) -> int:
+        """A sample's number by shard and row."""
+        return int(self._starts[shard]) + row
+
     def segments(self, lane: int) -> list[Segment]:
         """The lane's parts of shards; the same in every epoch."""
         first, last = self._lane_start(lane), self._lane_start(lane + 1)

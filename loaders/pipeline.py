@@ -6,6 +6,7 @@ process raises them once, without the tracebacks of two processes around them.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -18,7 +19,9 @@ from torch.utils.data import get_worker_info
 from loaders.augment import Crops
 from loaders.blocks import Blocks
 from loaders.decode import DecodeError, DecodeInto, image_size
+from loaders.readahead import Read, ReadAhead
 from loaders.reader import Facts, Reader
+from loaders.stats import Counters, Stats
 from sharding.errors import DataError
 from sharding.streams import Integers
 
@@ -70,44 +73,72 @@ def make_pipeline(
     *,
     size: int,
     blocks: Blocks,
+    stats: Stats,
 ) -> wds.DataPipeline:
     """The pipeline that makes each planned batch, in order, of size x size pixels; yields Made."""
-    make = partial(_make_batch, reader, crops, decode, partial(_memory, blocks, size))
-    return wds.DataPipeline(plan, partial(_make_batches, make))
+    memory = partial(_memory, blocks, size)
+    make = partial(_make_batch, reader=reader, crops=crops, decode=decode, memory=memory)
+    return wds.DataPipeline(plan, partial(_make_batches, make, reader, stats))
 
 
-def _make_batches(make: Callable[[Planned], Batch], plan: Iterable[Planned]) -> Iterator[Made]:
-    for planned in plan:
+def _make_batches(
+    make: Callable[[Planned, Read], tuple[Batch, Counters]],
+    reader: Reader,
+    stats: Stats,
+    plan: Iterable[Planned],
+) -> Iterator[Made]:
+    worker = get_worker_info()
+    row = 0 if worker is None else worker.id
+    before = (reader.cached, *reader.network())
+    for planned, read in ReadAhead(reader).batches(plan, lambda planned: planned.numbers):
         try:
-            batch: Batch | Exception = make(planned)
+            batch, counters = make(planned, read)
         except (DataError, OSError) as error:
-            batch = error
+            yield Made(planned.tag, error)
+            continue
+        now = (reader.cached, *reader.network())
+        cached, requests, retries = (n - b for n, b in zip(now, before, strict=True))
+        before = now
+        stats.add(row, counters._replace(cached=cached, requests=requests, retries=retries))
         yield Made(planned.tag, batch)
 
 
 def _make_batch(
+    planned: Planned,
+    read: Read,
+    *,
     reader: Reader,
     crops: CropFunction,
     decode: DecodeInto,
     memory: Callable[[int], torch.Tensor],
-    planned: Planned,
-) -> Batch:
+) -> tuple[Batch, Counters]:
     """Raises DataError, naming the sample, where bytes are not what they should be."""
     numbers = planned.numbers
-    facts, early = _with_sizes(reader, numbers)
+    begin = time.perf_counter()
+    facts, early = _with_sizes(reader, read, numbers)
     boxes, flips, exact = crops(numbers, facts, planned.epoch)
     images = memory(len(numbers))
     rows = zip(images.numpy(), numbers.tolist(), boxes.tolist(), flips.tolist(), strict=True)
+    read_bytes, read_s = 0, 0.0
     for pixels, number, box, flip in rows:
-        data = early[number] if number in early else reader.read(number)
+        before = time.perf_counter()
+        data = early[number] if number in early else read(number)
+        read_s += time.perf_counter() - before
+        read_bytes += len(data)
         try:
             decode(pixels, data, box, flip, exact)
         except DecodeError as error:
             raise DataError(f"{reader.describe(number)}: cannot be decoded: {error}") from error
-    return Batch(images, torch.from_numpy(facts.labels), torch.from_numpy(numbers))
+    counters = Counters(
+        samples=len(numbers),
+        read_bytes=read_bytes,
+        read_s=read_s,
+        decode_s=time.perf_counter() - begin - read_s,
+    )
+    return Batch(images, torch.from_numpy(facts.labels), torch.from_numpy(numbers)), counters
 
 
-def _with_sizes(reader: Reader, numbers: Integers) -> tuple[Facts, dict[int, bytes]]:
+def _with_sizes(reader: Reader, read: Read, numbers: Integers) -> tuple[Facts, dict[int, bytes]]:
     """The samples' facts, and the bytes of those whose sizes had to be read from their headers."""
     facts = reader.facts(numbers)
     unknown = np.flatnonzero(facts.widths == 0)
@@ -117,7 +148,7 @@ def _with_sizes(reader: Reader, numbers: Integers) -> tuple[Facts, dict[int, byt
     early = {}
     for i in unknown.tolist():
         number = int(numbers[i])
-        early[number] = reader.read(number)
+        early[number] = read(number)
         try:
             sizes[:, i] = image_size(early[number])
         except DecodeError as error:

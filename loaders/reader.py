@@ -36,6 +36,10 @@ class Reader(Protocol):
     digest: str
     """Identity of the data set."""
     classes: tuple[str, ...]
+    remote: bool
+    """Whether a read is a request to a server somewhere."""
+    cached: int
+    """How many reads were answered by the node's cache, in this process."""
 
     def facts(self, numbers: Integers) -> Facts:
         """Label and size of each sample."""
@@ -53,24 +57,30 @@ class Reader(Protocol):
         """Where the sample stands, for people."""
         ...
 
+    def network(self) -> tuple[int, int]:
+        """Requests to an object store by this process, and how many of them were tried again."""
+        ...
+
 
 class ShardReader:
     """Reads the samples of a packed split. It can be handed to other processes before its use."""
 
     def __init__(self, split: PackedSplit) -> None:
-        self._split = split
+        self.split = split
         self.counts = [shard.samples for shard in split.manifest.shards]
         self.digest = split.manifest.digest
         self.classes = split.manifest.classes
+        self.remote = "://" in split.store.url
+        self.cached = 0
         self._starts = [0, *accumulate(self.counts)]
         self._make_caches()
 
     def _make_caches(self) -> None:
-        self._index = lru_cache(_OPEN_SHARDS)(self._split.read_index)
-        self._tar = lru_cache(_OPEN_SHARDS)(self._split.open_tar)
+        self._index = lru_cache(_OPEN_SHARDS)(self.split.read_index)
+        self._tar = lru_cache(_OPEN_SHARDS)(self.split.open_tar)
 
     def __getstate__(self) -> PackedSplit:
-        return self._split
+        return self.split
 
     def __setstate__(self, split: PackedSplit) -> None:
         self.__init__(split)  # type: ignore[misc]  # open files and caches stay behind
@@ -87,10 +97,9 @@ class ShardReader:
         """See Reader. Bytes that fail their check are read once more."""
         shard, row = self._place(number)
         index = self._index(shard)
-        blob: Blob = self._tar(shard)
         offset, size, _, xxh3 = index.table[row].tolist()[:4]
-        for _ in range(2):
-            data = blob.read_at(offset, size)
+        for attempt in range(2):
+            data = self._read(shard, row, offset, size, attempt)
             if xxhash.xxh3_64_intdigest(data) == xxh3:
                 return data
         raise DataError(
@@ -98,6 +107,11 @@ class ShardReader:
             f"{xxhash.xxh3_64_intdigest(data):016x}, the index says {xxh3:016x}); `shard.py "
             "verify` finds all such places"
         )
+
+    def _read(self, shard: int, row: int, offset: int, size: int, attempt: int) -> bytes:
+        del row, attempt
+        blob: Blob = self._tar(shard)
+        return blob.read_at(offset, size)
 
     def key(self, number: int) -> str:
         """See Reader."""
@@ -109,7 +123,12 @@ class ShardReader:
         shard, row = self._place(number)
         index = self._index(shard)
         offset = index.table["offset"][row]
-        return f"{self._split.where(shard)}, offset {offset}, sample {index.key(row)}"
+        return f"{self.split.where(shard)}, offset {offset}, sample {index.key(row)}"
+
+    def network(self) -> tuple[int, int]:
+        """See Reader."""
+        counts = getattr(self.split.store, "counts", None)
+        return (0, 0) if counts is None else (counts.requests, counts.retries)
 
     def _place(self, number: int) -> tuple[int, int]:
         shard = bisect_right(self._starts, number) - 1

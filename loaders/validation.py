@@ -13,8 +13,11 @@ import numpy as np
 from loaders.augment import Crops, centre_crops
 from loaders.blocks import Blocks
 from loaders.decode import get_decoder
+from loaders.demand import ValidationDemand
 from loaders.pipeline import Batch, Planned, make_pipeline
-from loaders.reader import Facts, Reader
+from loaders.prefetch import CacheConfig, Fetcher, with_cache
+from loaders.reader import Facts, Reader, ShardReader
+from loaders.stats import Stats
 from loaders.workers import Workers, worker_place
 from sharding.streams import Integers
 
@@ -43,6 +46,7 @@ class ValidationLoader:
         workers: int,
         prefetch: int = 2,
         decoder: str = "auto",
+        cache: CacheConfig | None = None,
     ) -> None:
         """batch: samples of a rank's batch. resize, size: shorter side, centre crop, in pixels."""
         samples = sum(reader.counts)
@@ -50,9 +54,28 @@ class ValidationLoader:
         plan = partial(_plan, self._batches, batch, samples)
         crops = partial(_crops, resize, size)
         workers = min(workers, len(self._batches))
+        stats = Stats(max(workers, 1) + 1)
+        self._fetcher: Fetcher | None = None
+        if cache is not None and isinstance(reader, ShardReader) and self._batches:
+            demand = ValidationDemand(
+                reader.counts,
+                first=self._batches.start * batch,
+                last=min(self._batches.stop * batch, samples),
+                batch=batch,
+            )
+            reader, self._fetcher = with_cache(
+                reader, demand, cache, stats=stats, row=max(workers, 1)
+            )
+            self._fetcher.close_with(self)
         blocks = Blocks(workers=workers, prefetch=prefetch, size=batch * size * size * 3)
         pipeline = make_pipeline(
-            plan, reader, crops, get_decoder(decoder), size=size, blocks=blocks
+            plan,
+            reader,
+            crops,
+            get_decoder(decoder),
+            size=size,
+            blocks=blocks,
+            stats=stats,
         )
         self._workers = Workers(pipeline, workers=workers, prefetch=prefetch)
         self._workers.close_with(self)
@@ -64,7 +87,10 @@ class ValidationLoader:
     def __iter__(self) -> Iterator[Batch]:
         """Yield this rank's batches. A generator, so that it keeps the loader and its workers."""
         self._workers.restart()
-        yield from self._workers
+        for tag in self._batches:
+            if self._fetcher is not None:
+                self._fetcher.at(tag)
+            yield self._workers.next(tag)
 
 
 def _plan(batches: range, batch: int, samples: int) -> Iterator[Planned]:

@@ -47,13 +47,8 @@ class Workers:
         """Begin the plan anew. Workers stay; what they made ahead is dropped."""
         self._stream = iter(self._loader)
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield the rest of the plan's batches."""
-        while (batch := self.next()) is not None:
-            yield batch
-
-    def next(self, tag: int | None = None) -> Batch | None:
-        """The next batch, which must have this tag; None at the plan's end.
+    def next(self, tag: int) -> Batch:
+        """The next batch of the plan, which must have this tag.
 
         Raises the error that a worker met in its place, ChildProcessError if one was killed.
         """
@@ -66,9 +61,8 @@ class Workers:
                 "a loader worker was killed (out of memory, or /dev/shm too small?); give it fewer "
                 "workers or smaller batches, and resume"
             ) from error
-        if made is None:
-            return None
-        assert tag in (None, made.tag), f"asked for batch {tag}, got {made.tag}"
+        assert made is not None, f"asked for batch {tag}, got the plan's end"
+        assert made.tag == tag, f"asked for batch {tag}, got {made.tag}"
         if isinstance(made.batch, Exception):
             raise made.batch
         return made.batch

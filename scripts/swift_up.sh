@@ -2,7 +2,7 @@
 # Start OpenStack Swift, a real S3 server, on loopback ports, with its data in a temporary folder.
 #
 #   eval "$(scripts/swift_up.sh)"     Debian or Ubuntu, as root; installs Swift's packages
-#   make test-s3                      or: python -m pytest tests/test_store.py tests/test_s3.py
+#   make test-s3                      or: python -m pytest tests/test_store.py tests/test_s3*.py
 #   scripts/swift_down.sh
 #
 # Prints endpoint and keys as export lines. Swift checks signatures, clocks and Content-MD5, as AWS

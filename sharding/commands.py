@@ -7,18 +7,21 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
-from sharding.adopt import adopt, expand, sorted_warning
+from sharding.adopt import adopt
 from sharding.console import ProgressBar
 from sharding.copy import copy
 from sharding.dataset import PackedSplit, open_splits
 from sharding.errors import DataError, UsageError
-from sharding.layouts import find_splits, flat_labels, is_flat, read_classes
+from sharding.labels import read_classes
+from sharding.layouts import find_splits, flat_labels, is_flat
 from sharding.lock import Part
 from sharding.manifest import MANIFEST_NAME, ImageRules, Manifest, Packing, Shard
+from sharding.mixing import sorted_warning
 from sharding.pack import REJECTED_NAME, Job, pack, pack_part, seal
 from sharding.source import scan
 from sharding.store import Store, open_store
 from sharding.unpack import unpack
+from sharding.urls import expand
 from sharding.verify import verify
 
 

@@ -264,10 +264,11 @@ def _clear(job: Job) -> None:
 
 def _refuse_shared_keys(listing: Listing) -> None:
     first_with: dict[str, str] = {}
-    for path in listing.paths:
+    for path, file in zip(listing.paths, listing.files, strict=True):
         stem = path.rpartition(".")[0]
-        other = first_with.setdefault(stem, path)
-        if other is not path:
+        other = first_with.setdefault(stem, file)
+        if other is not file:
             raise DataError(
-                f"{other} and {path} in {listing.root} would share the key {stem!r}; rename one"
+                f"{listing.root / other} and {listing.root / file} would share the key {stem!r}; "
+                "rename one"
             )

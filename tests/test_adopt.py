@@ -1,13 +1,7 @@
-"""Adopting tars that others made: each sample is found as it stands, anything doubtful refused."""
+"""Adopting tars that others made: their samples are read as our own, and the tars stay."""
 
-import io
 import json
-import re
 import shutil
-import tarfile
-import tracemalloc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +9,18 @@ import numpy as np
 import pytest
 import webdataset as wds
 import xxhash
-from braceexpand import braceexpand
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from loaders.order import Order, OrderConfig
-from loaders.reader import ShardReader
-from sharding.adopt import (
-    AdoptTask,
-    Labels,
-    _count,
-    adopt,
-    adopt_shard,
-    expand,
-    mixing,
-    sorted_warning,
-)
+from sharding.adopt import AdoptTask, adopt_shard
 from sharding.dataset import PackedSplit
 from sharding.errors import DataError, UsageError
-from sharding.manifest import Manifest
 from sharding.store import LocalStore
+from sharding.urls import expand
 from sharding.verify import check_shard
 from tests.make_images import files_below, image, image_folder, pack_folder
+from tests.make_tars import GOOD, JPG, PNG, index_tars, rows_of, write_tar
+from tests.memory import peak_below
 
 Sample = dict[str, Any]
-JPG, PNG = image(1), image(2, "PNG")
-
-
-def write_tar(path: Path, files: list[tuple[str, bytes]]) -> str:
-    """A tar of these files, in this order, as Python's tarfile writes it."""
-    path.parent.mkdir(exist_ok=True, parents=True)
-    with tarfile.open(path, "w") as archive:
-        for name, data in files:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return str(path)
 
 
 def write_samples(path: Path, samples: list[Sample]) -> str:
@@ -60,31 +30,6 @@ def write_samples(path: Path, samples: list[Sample]) -> str:
         for sample in samples:
             writer.write(sample)
     return str(path)
-
-
-@contextmanager
-def peak_below(limit: int) -> Iterator[None]:
-    """Fail if a block allocates more bytes than this at a time."""
-    tracemalloc.start()
-    try:
-        yield
-        assert tracemalloc.get_traced_memory()[1] < limit
-    finally:
-        tracemalloc.stop()
-
-
-def index_tars(urls: list[str], destination: Path, **options: Any) -> Manifest:
-    """Adopt with one worker."""
-    defaults = {"split": "train", "classes": None, "label_key": "label", "workers": 1}
-    return adopt(urls, LocalStore(destination), **(defaults | options))
-
-
-def rows_of(split: PackedSplit) -> list[tuple[str, bytes, int, int, int]]:
-    """Key, bytes, label, width and height of every sample, as the loader reads them."""
-    reader = ShardReader(split)
-    numbers = np.arange(split.manifest.samples)
-    facts = zip(*(column.tolist() for column in reader.facts(numbers)), strict=True)
-    return [(reader.key(i), reader.read(i), *fact) for i, fact in enumerate(facts)]
 
 
 def test_webdataset_shards(tmp_path: Path) -> None:
@@ -160,71 +105,6 @@ def test_names(tmp_path: Path) -> None:
             index_tars([url], tmp_path / "e")
 
 
-GOOD = [("a/1.jpg", JPG), ("a/1.cls", b"3"), ("a/2.png", PNG), ("a/2.cls", b"1")]
-BAD = {
-    "out of group": ([*GOOD, ("a/1.txt", b"")], "'a/1.txt' at offset .*stands apart.*'a/1'"),
-    "two images": ([*GOOD, ("b.jpg", JPG), ("b.png", PNG)], "'b.png'.*second"),
-    "same image": ([("b.jpg", JPG), ("b.JPG", JPG), ("b.cls", b"1")], "'b.JPG'.*second image"),
-    "two labels": ([("b.cls", b"1"), ("b.CLS", b"1"), ("b.jpg", JPG)], "second image or label"),
-    "labels differ": (
-        [("b.jpg", JPG), ("b.cls", b"1"), ("b.json", b'{"label": 2}')],
-        "'b' has the label {1, 2}",
-    ),
-    "no label": ([*GOOD, ("b.jpg", JPG)], "'b' has no label"),
-    "no label in JSON": ([("b.jpg", JPG), ("b.json", b'{"lable": 2}')], "'b' has no label"),
-    "no image": ([*GOOD, ("b.cls", b"1")], "'b' has a label, but no image"),
-    "no jpeg": ([("b.jpg", b"GIF89a"), ("b.cls", b"1")], "'b.jpg' at offset 512 is no JPEG"),
-    "empty image": ([("b.jpg", b""), ("b.cls", b"1")], "'b.jpg' at offset 512 is no JPEG"),
-    "no samples": ([("README", b"x"), ("b.txt", b"")], "holds no samples, only 2 other files"),
-    "empty": ([], "holds no samples"),
-    "long label": ([("b.jpg", JPG), ("b.cls", b"1".zfill(33))], "'b.cls'.* has 33 bytes"),
-    "large JSON": ([("b.json", b" " * ((1 << 20) + 1))], "'b.json'.* has 1048577 bytes"),
-    "deep JSON": ([("b.json", b"[" * 100_000)], "'b.json'.* is no JSON"),
-    "long number": ([("b.json", b'{"label": %b}' % (b"9" * 5000))], "'b.json'.* is no JSON"),
-    "JSON list": ([("b.json", b"[1]")], "'b.json'.* is no JSON object"),
-}
-for _label in (b"", b"-1", b"+1", b"1.0", b"1_0", b"0x1", "\u0663".encode(), b"1 2", b"4", b"n01"):
-    BAD[f"cls {_label!r}"] = ([("b.jpg", JPG), ("b.cls", _label)], "'b.cls'.* gives the label")
-for _value in ("true", "-1", "1.0", '"1"', "null", "[1]", "4", "1e3", "NaN"):
-    BAD[f"json {_value}"] = (
-        [("b.jpg", JPG), ("b.json", b'{"label": %b}' % _value.encode())],
-        "'b.json'.* gives the label",
-    )
-
-
-@pytest.mark.parametrize(("files", "message"), BAD.values(), ids=BAD)
-def test_refused(files: list[tuple[str, bytes]], message: str, tmp_path: Path) -> None:
-    """A tar that is not plainly samples of four classes is refused; no manifest is left."""
-    url = write_tar(tmp_path / "x.tar", files)
-    with pytest.raises(DataError, match=f"^{re.escape(url)}.*{message}"):
-        index_tars([url], tmp_path, classes=tuple("abcd"))
-    assert not (tmp_path / "manifest.json").exists()
-
-
-def test_accepted(tmp_path: Path) -> None:
-    """JSON beside an equal label, other files anywhere in a group, and what webdataset skips."""
-    files = [
-        ("README", b"no extension"),
-        ("__meta__/info.json", b"x"),
-        ("a/._1.jpg", b"hidden"),
-        ("notes.txt", b"a group without a sample"),
-        ("a.b/1.txt", b""),
-        ("a.b/1.JPeG", PNG),  # the bytes decide
-        ("README2", b""),
-        ("a.b/1.cls", b" 3\n"),
-        ("a.b/1.json", b'{"label": 3}'),
-        ("2.webp", image(3, "WEBP")),
-        ("2.json", b'{"x": {"label": 9}, "label": 0}'),
-    ]
-    url = write_tar(tmp_path / "x.tar", files)
-    told: list[int] = []
-    index_tars([url], tmp_path, progress=lambda _, passed_over: told.append(passed_over))
-    rows = rows_of(PackedSplit.open(str(tmp_path)))
-    assert [(key, label) for key, _, label, *_ in rows] == [("a.b/1", 3), ("2", 0)]
-    assert told == [6]
-    assert index_tars([url], tmp_path / "y", classes=tuple("abcd")).classes == tuple("abcd")
-
-
 def test_label_without_classes(tmp_path: Path) -> None:
     """A label of billions does not make billions of class names."""
     for label, data in ((1 << 20, JPG), (1 << 32, JPG), ((1 << 20) - 1, PNG)):
@@ -283,106 +163,3 @@ def test_memory(tmp_path: Path) -> None:
         adopted = adopt_shard(task)
     assert adopted.shard.xxh128 == xxhash.xxh3_128_hexdigest(Path(url).read_bytes())
     assert (adopted.shard.samples, adopted.passed_over) == (2, 4)
-
-
-def test_patterns() -> None:
-    """Braces are expanded as a shell does it."""
-    assert expand("x.tar") == ["x.tar"]
-    assert expand("s3://b/x-{08..10}.tar") == [f"s3://b/x-{i}.tar" for i in ("08", "09", "10")]
-    assert expand("{a,b{1..2}}.tar") == ["a.tar", "b1.tar", "b2.tar"]
-    assert _count("{0..999999}") == _count("{0..9}" * 6) == 1_000_000  # the most
-    with pytest.raises(UsageError, match="a comes 2 times"):
-        expand("{a,b,a}")
-    for pattern in ("{a,b", "a}b", "{" * 4000):
-        with pytest.raises(UsageError, match="braces that do not match"):
-            expand(pattern)
-
-
-@pytest.mark.parametrize(
-    "pattern",
-    [
-        "{0..999999999}",
-        "{0..999}{0..999}{0..1}",
-        "{a,{0..1000000}}",
-        "{0..1000000000..7}",
-        "{0..99999999999999999999}",
-        "{-5..999999999}",
-        "{1..2..0}{1000000..0}",
-        "{a,b}" * 20,
-        f"{{0..{'9' * 5000}}}",
-    ],
-)
-def test_too_many(pattern: str) -> None:
-    """What stands for more than a million is refused before it is expanded."""
-    with peak_below(100_000), pytest.raises(UsageError, match="more than 1000000 tars"):
-        expand(pattern)
-
-
-pieces = st.recursive(
-    st.sampled_from(["", "a", "b", "\\{", "{1..5..2}", "{03..1}", "{x}", "{a..c}", "{}", ","]),
-    lambda inner: (
-        st.lists(inner, max_size=3).map("".join)
-        | st.lists(inner, min_size=1, max_size=3).map(lambda items: "{" + ",".join(items) + "}")
-    ),
-    max_leaves=6,
-)
-
-
-@settings(deadline=None)
-@given(pieces)
-def test_counted_rightly(pattern: str) -> None:
-    """The count is what braceexpand makes, but for ranges of letters, which are few."""
-    made = len(list(braceexpand(pattern)))
-    assert made == _count(pattern) * 3 ** pattern.count("{a..c}") or "{a..c}" in pattern
-
-
-def shards(labels: Labels, samples: int) -> list[Labels]:
-    """Cut labels into shards."""
-    return np.split(labels, range(samples, len(labels), samples))
-
-
-def classes(count: int, samples: int) -> tuple[Labels, Labels]:
-    """Labels of so many samples a class, sorted and mixed."""
-    labels = np.repeat(np.arange(count, dtype=np.uint32), samples)
-    return labels, np.random.default_rng(0).permutation(labels)
-
-
-def test_sorted_classes() -> None:
-    """Sorted classes, and a class a shard, are warned of with numbers; mixed ones are not."""
-    labels, mixed = classes(200, 50)
-    for samples in (50, 100, 130):
-        text = sorted_warning(shards(labels, samples), lanes=4, window=100)
-        assert text is not None
-        found = re.search(r"the (\d+) samples .* of (\d+) classes, .* has (\d+)", text)
-        assert found
-        mixed_at_once, seen, full = map(int, found.groups())
-        assert (mixed_at_once, full) == (400, 174)  # 200 (1 - 0.96^50)
-        assert 12 <= seen <= 40  # 3 to 10 classes in each of 4 windows
-        assert "unpack" in text
-        assert sorted_warning(shards(mixed, samples), lanes=4, window=100) is None
-    assert sorted_warning(shards(labels, 50), lanes=4, window=5000) is None  # all is mixed
-    assert sorted_warning(shards(labels, 10_000), lanes=4, window=100) is None  # in one shard
-    assert sorted_warning(shards(labels[:1], 1), lanes=4, window=100) is None
-
-
-def test_mixing_of_imagenet() -> None:
-    """ImageNet sorted by class: 32 lanes see some of the 1,000 classes at a time."""
-    labels, mixed = classes(1000, 1281)
-    found = mixing(shards(labels, 1200), lanes=32, window=1024)
-    assert found.samples == 32 * 1024
-    assert 130 <= found.seen <= 170
-    assert found.full == pytest.approx(1000)
-    found = mixing(shards(mixed, 1200), lanes=32, window=1024)
-    assert found.seen == pytest.approx(found.full, rel=1e-3)
-
-
-def test_mixing_is_that_of_the_loader() -> None:
-    """The loader's own order brings about as many classes in a step as is computed."""
-    labels, _ = classes(200, 50)
-    found = mixing(shards(labels, 50), lanes=4, window=100)
-    order = Order([50] * 200, OrderConfig(lanes=4, window=100))
-    seen = []
-    for step in range(0, order.steps(400), 5):
-        numbers = order.part(epoch=0, step=step, batch=400, rank=0, world=1)
-        seen.append(len(np.unique(labels[numbers])))
-    assert found.seen == pytest.approx(np.mean(seen), rel=0.1)

@@ -54,7 +54,7 @@ def differences(width: int, height: int, resize: int, size: int) -> Pixels:
     [(500, 375), (375, 500), (256, 256), (257, 300), (640, 427), (224, 301), (61, 83), (401, 1024)],
 )
 def test_evaluation_is_torchvisions(width: int, height: int) -> None:
-    """Resize(256) and CenterCrop(224) to the level, but for three values of a thousand off by one."""
+    """Resize(256) and CenterCrop(224) to the level; three of a thousand may be one off."""
     difference = differences(width, height, 256, 224)
     assert difference.max() <= 1
     assert np.mean(difference > 0) < 0.003

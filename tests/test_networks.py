@@ -35,8 +35,7 @@ def test_the_small_stem_keeps_the_resolution() -> None:
 def test_compiling_keeps_the_weights_names() -> None:
     """A checkpoint of a compiled network fits one that is not, and the other way round."""
     plain, compiled = (
-        build_network(NetworkConfig(name="resnet10", compile=compile), 3)
-        for compile in (False, True)
+        build_network(NetworkConfig(name="resnet10", compile=on), 3) for on in (False, True)
     )
     assert compiled.state_dict().keys() == plain.state_dict().keys()
 

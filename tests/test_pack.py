@@ -410,9 +410,12 @@ def test_disk_without_room(tmp_path: Path) -> None:
         ({"a/gif.png": image(0, "GIF")}, r"/a/gif\.png is no JPEG"),
         (
             {"a/x.jpg": image(1), "a/x.png": image(2, "PNG")},
-            r"^a/x\.jpg and a/x\.png .*the key 'a/x'",
+            r"^/.*/a/x\.jpg and /.*/a/x\.png would share the key 'a/x'",
         ),
-        ({"a/x.jpg": image(1), "a/x.JPG": image(2)}, r"^a/x\.JPG and a/x\.jpg .*the key 'a/x'"),
+        (
+            {"a/x.jpg": image(1), "a/x.JPG": image(2)},
+            r"^/.*/a/x\.JPG and /.*/a/x\.jpg would share the key 'a/x'",
+        ),
     ],
     ids=itertools.count(),
 )
@@ -425,6 +428,15 @@ def test_bad_files(tmp_path: Path, files: dict[str, bytes], message: str) -> Non
     for name in files:
         (source / name).unlink()
     assert pack_folder(source, tmp_path / "out").manifest.samples == 1
+
+
+def test_a_shared_key_in_a_flat_folder(tmp_path: Path) -> None:
+    """The files are named where they stand, not by the class that a label gives them."""
+    root = write_files(tmp_path / "in", dict.fromkeys(["x.jpg", "x.png"], b"1"))
+    listing = scan(root, class_of={"x.jpg": "a", "x.png": "a"})
+    message = f"^{root}/x.jpg and {root}/x.png would share the key 'a/x'"
+    with pytest.raises(DataError, match=message):
+        Job(listing=listing, store=LocalStore(tmp_path / "out"), split="val")
 
 
 @pytest.mark.parametrize("change", [b"", image(0)[:-1], image(0) + b"1", None])

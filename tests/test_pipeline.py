@@ -12,6 +12,7 @@ from loaders.blocks import Blocks
 from loaders.decode import get_decoder
 from loaders.pipeline import Batch, Made, Planned, make_pipeline
 from loaders.reader import Facts, Reader, ShardReader
+from loaders.stats import Stats
 from sharding.dataset import PackedSplit
 from sharding.errors import DataError
 from sharding.manifest import Packing
@@ -32,7 +33,10 @@ def run(reader: Reader, *batches: list[int], epoch: int = 0) -> list[Made]:
             yield Planned(tag, epoch, np.array(numbers))
 
     blocks = Blocks(workers=0, prefetch=0, size=0)
-    return list(make_pipeline(plan, reader, crops, get_decoder("auto"), size=12, blocks=blocks))
+    pipeline = make_pipeline(
+        plan, reader, crops, get_decoder("auto"), size=12, blocks=blocks, stats=Stats(1)
+    )
+    return list(pipeline)
 
 
 def test_batches_hold_what_was_planned() -> None:

@@ -1,44 +1,31 @@
 """S3: right bytes or the right error within the limits, whatever happens on the wire."""
 
-import datetime as dt
 import logging
 import multiprocessing
 import os
 import pickle
-import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from uuid import uuid4
 
-import boto3
-import numpy as np
 import pytest
-from botocore.exceptions import ClientError, NoRegionError, ParamValidationError, SSLError
-from botocore.parsers import ResponseParserError
 
-import sharding.s3
 from loaders.reader import ShardReader
 from sharding.dataset import PackedSplit, open_splits
 from sharding.errors import DataError, UsageError
 from sharding.process import FORK
-from sharding.retry import Clock, GaveUpError, PassingError, RetryPolicy
-from sharding.s3 import MIB, S3Store, part_bytes
+from sharding.retry import Clock, GaveUpError
+from sharding.s3 import S3Store
 from sharding.store import open_store
 from tests.fault_proxy import BUCKET, Fault, FaultProxy, s3_endpoint
 from tests.make_shards import SAMPLES, data_set, open_shards
+from tests.s3_stores import BUDGET_S, BYTES, HURRIED, IMPATIENT, POLICY, put, store_with_bytes
 
-BYTES = np.random.default_rng(1).bytes(200_000)
 FIRST, SIZE = 50_000, 120_000  # of ranged reads
 AT = 70_000  # bytes that pass before a fault
-POLICY = RetryPolicy(budget_s=20, requests=25, first_wait_s=0.005, longest_wait_s=0.02, stall_s=5)
-# Where only time can tell: a request of BYTES may take 0.5 + 0.2 + 0.5 s.
-HURRIED = replace(POLICY, connect_s=0.5, stall_s=0.5)
-BUDGET_S = HURRIED.seconds_for(len(BYTES)) + HURRIED.stall_s
-IMPATIENT = replace(HURRIED, requests=3)
 
 
 @pytest.fixture(scope="module")
@@ -57,17 +44,7 @@ def folder() -> str:
 @pytest.fixture
 def store(proxy: FaultProxy, folder: str) -> S3Store:
     """A store behind the proxy that holds BYTES as `a`."""
-    proxy.plan([])
-    proxy.method = "GET"
-    store = S3Store(folder, endpoint=proxy.url, policy=POLICY)
-    put(store, "a", BYTES)
-    return store
-
-
-def put(store: S3Store, name: str, data: bytes) -> None:
-    """Write one object."""
-    with store.create(name) as stream:
-        stream.write(data)
+    return store_with_bytes(proxy, folder)
 
 
 def reader_of(store: S3Store, how: str) -> tuple[Callable[[], bytes], bytes, int]:
@@ -81,11 +58,6 @@ def reader_of(store: S3Store, how: str) -> tuple[Callable[[], bytes], bytes, int
 def ranges(proxy: FaultProxy) -> list[str]:
     """The ranges of the GETs that came by."""
     return [seen.range for seen in proxy.seen if seen.method == "GET"]
-
-
-def client() -> Any:
-    """A client of boto3 alone."""
-    return boto3.client("s3", endpoint_url=s3_endpoint(), region_name="us-east-1")
 
 
 # ----- The matrix: {reset, close, stall, trickle, flip, 503 x 20, 412, 403} x {whole, ranged}
@@ -210,28 +182,6 @@ def test_what_will_not_pass_fails_at_once(
     assert len(proxy.seen) == 1
 
 
-@pytest.mark.parametrize(
-    ("error", "passes"),
-    [
-        (ClientError({"ResponseMetadata": {"HTTPStatusCode": 429}}, ""), True),  # type: ignore[typeddict-item]
-        (ClientError({"Error": {"Code": "Odd"}}, ""), False),  # without a status
-        (
-            SSLError(endpoint_url="", error=OSError("[SSL: CERTIFICATE_VERIFY_FAILED] expired")),
-            False,
-        ),
-        (SSLError(endpoint_url="", error=OSError("EOF occurred in violation of protocol")), True),
-        (ResponseParserError("no element found"), True),
-        (NoRegionError(), False),
-        (ParamValidationError(report="a bucket's name"), False),
-    ],
-)
-def test_what_passes(error: Exception, passes: bool) -> None:
-    """What the wire and an overloaded service do may pass; wrong settings and certificates not."""
-    expected = PassingError if passes else UsageError
-    with pytest.raises(expected), sharding.s3._explained("cannot x", 1):
-        raise error
-
-
 # ----- Reads
 
 
@@ -255,7 +205,7 @@ def test_an_object_that_changes_between_two_tries(proxy: FaultProxy, store: S3St
 def test_a_service_that_ignores_ranges(store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole object instead of a range is no range."""
     blob = store.open("a")
-    s3 = store._connection.client
+    s3 = store.service.connection.client
     monkeypatch.setattr(
         s3, "get_object", lambda get=s3.get_object, **r: get(Bucket=r["Bucket"], Key=r["Key"])
     )
@@ -277,7 +227,7 @@ def test_many_threads_meet_faults(proxy: FaultProxy, store: S3Store) -> None:
 def test_counts(store: S3Store) -> None:
     """Requests and bytes are counted, for all stores that are set up alike."""
     before = replace(store.counts)
-    other = S3Store(store.url + "/deeper", endpoint=store._service.endpoint, policy=POLICY)
+    other = S3Store(store.url + "/deeper", endpoint=store.service.endpoint, policy=POLICY)
     assert other.counts is store.counts
     put(other, "b", BYTES)
     other.open("b").read_at(0, 100)
@@ -296,7 +246,7 @@ def test_long_listings_come_in_pages(proxy: FaultProxy, store: S3Store) -> None:
     for name in "bcdefg":
         put(store, name, b"1")
     small = S3Store(store.url, endpoint=proxy.url, policy=replace(POLICY, budget_s=9))
-    small._connection.client.meta.events.register(
+    small.service.connection.client.meta.events.register(
         "provide-client-params.s3.ListObjectsV2", lambda params, **_: params.update(MaxKeys=3)
     )
     proxy.plan([Fault(kind="close", at=100), Fault(kind="status")])
@@ -310,130 +260,6 @@ def test_a_listing_that_does_not_go_on(store: S3Store, monkeypatch: pytest.Monke
         monkeypatch.setattr(store, "_list", lambda token, page=page: page)
         with pytest.raises(DataError, match="does not say how it goes on"):
             store.sizes()
-
-
-# ----- Uploads
-
-
-@pytest.fixture
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts of the least size that S3 takes."""
-    monkeypatch.setattr(sharding.s3, "part_bytes", lambda number: 5 * MIB)
-
-
-def pending(store: S3Store) -> list[str]:
-    """Keys of uploads that wait for their end."""
-    listed = client().list_multipart_uploads(Bucket=BUCKET, Prefix=store.key(""))
-    return [upload["Key"] for upload in listed.get("Uploads", [])]
-
-
-def test_parts_suffice_for_the_largest_object() -> None:
-    """10,000 parts hold 5 TiB, each within S3's limits; the first thousand are equal."""
-    sizes = [part_bytes(number) for number in range(1, 10_001)]
-    assert sum(sizes) >= 5 << 40
-    assert set(sizes[:1000]) == {16 * MIB}
-    assert max(sizes) <= 5 << 30
-
-
-@pytest.mark.parametrize("size", [0, 5 * MIB, 5 * MIB + 1, 10 * MIB, 11 * MIB])
-@pytest.mark.usefixtures("small_parts")
-def test_objects_of_some_parts(store: S3Store, size: int) -> None:
-    """Objects around the size of a part arrive whole; those of one part in one request."""
-    data = (BYTES * 60)[:size]
-    before = store.counts.requests
-    with store.create("b") as stream:
-        for first in range(0, size, 700_000):
-            stream.write(data[first : first + 700_000])
-        assert "b" not in store.sizes()
-    assert store.counts.requests - before == (2 if size <= 5 * MIB else 3 + -(-size // (5 * MIB)))
-    assert store.read("b") == data
-    assert pending(store) == []
-
-
-@pytest.mark.usefixtures("small_parts")
-def test_an_interrupted_upload_leaves_nothing(store: S3Store) -> None:
-    """Neither object nor pending parts stay of a block that failed."""
-
-    def fail() -> None:
-        with store.create("b") as stream:
-            stream.write(bytes(11 * MIB))
-            assert pending(store) == [store.key("b")]
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fail()
-    assert pending(store) == []
-    assert list(store.sizes()) == ["a"]
-
-
-@pytest.mark.usefixtures("small_parts")
-def test_an_upload_that_is_refused_leaves_nothing(proxy: FaultProxy, store: S3Store) -> None:
-    """Where the service refuses a part in the middle, its error is the user's."""
-    proxy.method = "PUT"
-    proxy.plan([Fault(kind="status"), Fault(kind="status", status=403, code="AccessDenied")])
-    with pytest.raises(PermissionError, match=f"^cannot write {store.url}/b: 403 AccessDenied"):
-        put(store, "b", bytes(6 * MIB))
-    assert pending(store) == []
-
-
-@pytest.mark.usefixtures("small_parts")
-def test_uploads_are_tried_again(proxy: FaultProxy, store: S3Store) -> None:
-    """Parts meet slow-downs, damage and resets; the object is right and complete."""
-    data = (BYTES * 60)[: 11 * MIB]
-    proxy.method = "PUT"
-    proxy.plan(
-        [
-            Fault(kind="status"),
-            Fault(kind="status", status=400, code="BadDigest"),
-            Fault(kind="reset", at=-1),
-            Fault(kind="close", at=-1),
-            Fault(kind="status", status=500, code="InternalError", forward=True),
-        ]
-    )
-    put(store, "b", data)
-    assert sum(seen.method == "PUT" for seen in proxy.seen) == 3 + 5
-    assert store.read("b") == data
-
-
-@pytest.mark.usefixtures("small_parts")
-def test_the_end_of_an_upload_is_not_heard(proxy: FaultProxy, store: S3Store) -> None:
-    """Where the answer to the last request is lost, the object itself tells that it is there."""
-    proxy.method = "POST"
-    with store.create("b") as stream:
-        stream.write(bytes(11 * MIB))
-        proxy.plan([Fault(kind="status", status=500, code="InternalError", forward=True)])
-    assert store.sizes()["b"] == 11 * MIB
-    assert pending(store) == []
-
-
-def test_sweep(store: S3Store) -> None:
-    """What killed writers left here is removed; what lies deeper is not ours."""
-    for name in ("b", "b", "c", "deeper/d"):
-        client().create_multipart_upload(Bucket=BUCKET, Key=store.key(name))
-    store.sweep()
-    assert pending(store) == [store.key("deeper/d")]
-    S3Store(f"{store.url}/deeper", endpoint=s3_endpoint()).sweep()
-    assert pending(store) == []
-
-
-def test_a_service_that_takes_nothing(folder: str) -> None:
-    """An upload to a service that accepts connections and reads nothing ends in time."""
-    with socket.create_server(("127.0.0.1", 0)) as deaf:
-        endpoint = f"http://127.0.0.1:{deaf.getsockname()[1]}"
-        store = S3Store(folder, endpoint=endpoint, policy=replace(HURRIED, requests=2))
-        began = time.monotonic()
-        with pytest.raises(GaveUpError, match="no success in 2 requests"):
-            put(store, "b", bytes(8 * MIB))
-        assert time.monotonic() - began < 8
-
-
-def test_a_body_taken_too_slowly() -> None:
-    """A body breaks its request off once its time is over."""
-    late = iter([False, True])
-    body = sharding.s3._Body(b"12", lambda: next(late))
-    assert body.read(1) == b"1"
-    with pytest.raises(TimeoutError, match="too slowly"):
-        body.read(1)
 
 
 # ----- Settings
@@ -473,61 +299,8 @@ def test_urls_that_are_none(url: str) -> None:
 )
 def test_environment(environ: dict[str, str], expected: tuple[str | None, str | None]) -> None:
     """Endpoint and region come from AWS's variables, and travel with the store."""
-    service = pickle.loads(pickle.dumps(S3Store("s3://b", environ=environ)))._service
+    service = pickle.loads(pickle.dumps(S3Store("s3://b", environ=environ))).service
     assert (service.endpoint, service.region) == expected
-
-
-@pytest.mark.parametrize(
-    ("endpoint", "text"),
-    [("localhost:9000", "'localhost:9000' is not like"), ("http://u:secret@h", "holds a user")],
-)
-def test_endpoints_that_are_none(endpoint: str, text: str) -> None:
-    """An endpoint is a URL without credentials; those are not repeated."""
-    with pytest.raises(UsageError, match=text) as caught:
-        S3Store("s3://b", endpoint=endpoint)
-    assert "secret" not in str(caught.value)
-
-
-def test_no_credentials(folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Without credentials the first request is an error that says where they are looked for."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    monkeypatch.setattr(sharding.s3, "_connections", {})
-    with pytest.raises(UsageError, match=r"NoCredentialsError \(request 1\); see the URL, and the"):
-        S3Store(folder, endpoint=s3_endpoint()).sizes()
-    monkeypatch.setenv("AWS_PROFILE", "nobody")
-    monkeypatch.setattr(sharding.s3, "_connections", {})
-    with pytest.raises(UsageError, match=r"ProfileNotFound \(request 1\)"):
-        S3Store(folder, endpoint=s3_endpoint()).sizes()
-
-
-def test_nobody_listens(folder: str) -> None:
-    """A wrong address is an error of the system, after the allowed requests."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(GaveUpError, match=r"in 3 requests .* at last .*Connection refused"):
-        S3Store(folder, endpoint=endpoint, policy=IMPATIENT).sizes()
-
-
-@pytest.mark.skipif(
-    "SHARDSTREAM_TEST_S3_ENDPOINT" not in os.environ, reason="moto does not check signatures"
-)
-def test_a_real_server_refuses(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong key, a wrong clock and a missing bucket fail at the first request."""
-    endpoint = s3_endpoint()
-    with pytest.raises(UsageError, match=r"404 NoSuchBucket \(request 1\)"):
-        S3Store("s3://there-is-none/x", endpoint=endpoint).sizes()
-    with monkeypatch.context() as patch:
-        then = dt.datetime.now(dt.timezone.utc) - dt.timedelta(hours=1)
-        patch.setattr("botocore.auth.get_current_datetime", lambda **_: then.replace(tzinfo=None))
-        with pytest.raises(UsageError, match=r"403 RequestTimeTooSkewed \(request 1\)"):
-            S3Store(folder, endpoint=endpoint).sizes()
-    monkeypatch.setattr(sharding.s3, "_connections", {})
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(UsageError, match=r"403 SignatureDoesNotMatch \(request 1\)"):
-        S3Store(folder, endpoint=endpoint).sizes()
 
 
 # ----- Packed data on S3
@@ -577,12 +350,12 @@ def test_packed_data_in_a_new_process(reader: ShardReader) -> None:
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # the proxy
 def test_packed_data_after_a_fork(reader: ShardReader) -> None:
     """A forked process makes its own client; both go on reading, with open blobs."""
-    blob = open_store(reader._split.store.url).open("train-000000.tar")
+    blob = open_store(reader.split.store.url).open("train-000000.tar")
     head = blob.read_at(0, 512)
-    used = reader._split.store.counts  # type: ignore[attr-defined]
+    used = reader.split.store.counts  # type: ignore[attr-defined]
 
     def child() -> None:
-        before = reader._split.store.counts.requests  # type: ignore[attr-defined]
+        before = reader.split.store.counts.requests  # type: ignore[attr-defined]
         same = blob.read_at(0, 512) == head and read_all(reader) == read_all(open_shards())
         os._exit(0 if same and before == 0 else 1)
 

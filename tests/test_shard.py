@@ -202,7 +202,7 @@ def test_bad_manifest(call: Call, line: str, damage: Callable[[], None], message
         ("pack in new", {"in/train/a/a_0.png": b"1"}, 3, "share the key 'a/a_0'"),
         ("pack in new", {"new/train/x.tar": b"1"}, 2, "not packed here"),
         ("pack in out", {}, 2, "holds a finished data set"),
-        ("pack in s3://bucket/prefix", {}, 2, "s3:"),
+        ("pack in gs://bucket/prefix", {}, 2, "cannot open"),
         (f"pack in new --seed {1 << 64}", {}, 2, "seed must be in"),
         ("pack in new --shard_size 0", {}, 2, "at least 1 byte"),
         ("info nothing", {}, 3, "nothing holds no packed data set"),

@@ -135,7 +135,8 @@ def test_other_schemes_are_refused(url: str) -> None:
 def test_s3_without_boto3(monkeypatch: pytest.MonkeyPatch) -> None:
     """An s3:// URL without boto3 is a UsageError that says what to install."""
     monkeypatch.setitem(sys.modules, "boto3", None)
-    monkeypatch.delitem(sys.modules, "sharding.s3", raising=False)
+    for name in ("s3", "s3_client"):
+        monkeypatch.delitem(sys.modules, f"sharding.{name}", raising=False)
     with pytest.raises(UsageError, match=r"pip install 'shardstream\[s3\]'"):
         open_store("s3://bucket/prefix")
 

@@ -12,9 +12,11 @@ PACKAGES = ("sharding", "loaders", "model", "recipes")
 SHARED = {"dataset", "errors", "index", "manifest", "process", "store", "streams"}
 PURE = (
     "sharding/manifest.py",
+    "sharding/mixing.py",
     "sharding/plan.py",
     "sharding/streams.py",
     "sharding/tar.py",
+    "sharding/urls.py",
     "loaders/augment.py",
     "loaders/order.py",
     "model/schedule.py",

@@ -91,7 +91,7 @@ class Noting(ShardReader):
 
     def read(self, number: int) -> bytes:
         """See Reader."""
-        with open(f"{self._split.store.url}/reads", "ab") as notes:
+        with open(f"{self.split.store.url}/reads", "ab") as notes:
             notes.write(b".")
         return super().read(number)
 

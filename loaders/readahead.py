@@ -1,0 +1,73 @@
+"""Reads a worker's samples, ahead of decoding where reads are slow.
+
+A read from the page cache takes some microseconds, and handing it to a thread would cost more. A
+read from a network file system takes a millisecond, one from S3 thirty: then threads read the next
+batch while this one is decoded. Which of the two it is, is measured in each batch.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property, partial
+from typing import TypeVar
+
+from loaders.reader import Reader
+from sharding.streams import Integers
+
+THREADS = 16
+SLOW_SECONDS = 200e-6
+"""For a read, on average; above that threads are worth their cost."""
+
+P = TypeVar("P")
+Read = Callable[[int], bytes]
+"""Sample number -> checked bytes. Raises what Reader.read does."""
+
+
+class ReadAhead:
+    """Pairs planned batches with the way to read their samples."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._slow = reader.remote
+        self._seconds: list[float] = []
+        """Of each read since they were last looked at."""
+
+    def batches(
+        self, plan: Iterable[P], numbers_of: Callable[[P], Integers]
+    ) -> Iterator[tuple[P, Read]]:
+        """Yield each item of the plan with its reads; while they are slow, one item ahead."""
+        waiting: tuple[P, Read] | None = None
+        for planned in plan:
+            self._look_at_speed()
+            if self._slow:
+                numbers = numbers_of(planned).tolist()
+                begun = {number: self._pool.submit(self._timed, number) for number in numbers}
+                ready, waiting = waiting, (planned, partial(_result, begun))
+                if ready is not None:
+                    yield ready
+            else:
+                if waiting is not None:
+                    yield waiting
+                    waiting = None
+                yield planned, self._timed
+        if waiting is not None:
+            yield waiting
+
+    def _timed(self, number: int) -> bytes:
+        begin = time.perf_counter()
+        data = self._reader.read(number)
+        self._seconds.append(time.perf_counter() - begin)
+        return data
+
+    def _look_at_speed(self) -> None:
+        seconds, self._seconds = self._seconds, []
+        if seconds:
+            self._slow = sum(seconds) / len(seconds) > SLOW_SECONDS
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(THREADS, thread_name_prefix="read-ahead")
+
+
+def _result(begun: dict[int, "Future[bytes]"], number: int) -> bytes:
+    return begun[number].result()

@@ -1,0 +1,169 @@
+"""The node's cache: what has a name is whole, whatever was killed; readers are never wrong."""
+
+import fcntl
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from loaders.cache import CachedReader, SegmentCache
+from loaders.order import Order, OrderConfig, Segment
+from sharding.dataset import PackedSplit
+from sharding.errors import DataError
+from tests.make_shards import SAMPLES, copy_of_shards, data_set, open_shards
+
+ALL = range(SAMPLES["train"])
+
+
+def open_split(root: Path | None = None, split: str = "train") -> PackedSplit:
+    """A packed split of the common data set, or of a copy of it."""
+    return PackedSplit.open(f"{root or data_set() / 'shards'}/{split}")
+
+
+def segments_of(split: PackedSplit, lanes: int = 3) -> list[Segment]:
+    """All segments of the lanes of an order."""
+    order = Order([shard.samples for shard in split.manifest.shards], OrderConfig(lanes=lanes))
+    return [segment for lane in range(lanes) for segment in order.segments(lane)]
+
+
+def read_all(cache: SegmentCache) -> tuple[list[bytes], int]:
+    """Every sample's bytes, and how many came from the cache."""
+    reader = CachedReader(cache, segments_of(cache.split))
+    return [reader.read(number) for number in ALL], reader.cached
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> SegmentCache:
+    """An empty cache of the training split."""
+    return SegmentCache(tmp_path / "cache", open_split())
+
+
+def test_cached_bytes_are_the_stores(cache: SegmentCache) -> None:
+    """With none, some and all segments there, every sample is what the store has."""
+    expected = [open_shards().read(number) for number in ALL]
+    segments = segments_of(cache.split)
+    assert read_all(cache) == (expected, 0)
+    read = [cache.fill(segment) for segment in segments[:4]]
+    assert min(read) > 0
+    found, cached = read_all(cache)
+    assert found == expected
+    assert cached == sum(segment.last - segment.first for segment in segments[:4])
+    assert sum(read) == sum(cache.sizes().values())
+    assert cache.fill(segments[0]) == 0  # it is there
+    for segment in segments[4:]:
+        cache.fill(segment)
+    assert read_all(pickle.loads(pickle.dumps(cache))) == (expected, len(ALL))
+
+
+def test_splits_with_equal_file_names_do_not_meet(tmp_path: Path) -> None:
+    """Two data sets whose shards have the same names have their own files in one cache."""
+    other = copy_of_shards(tmp_path)
+    for name in os.listdir(other / "train"):
+        (other / "val" / name.replace("train", "val")).exists()
+    for split in (open_split(), open_split(split="val")):
+        cache = SegmentCache(tmp_path / "cache", split)
+        for segment in segments_of(split):
+            assert cache.fill(segment) > 0
+    moved = SegmentCache(tmp_path / "cache", open_split(other))
+    assert [moved.fill(segment) for segment in segments_of(moved.split)] == [0] * len(
+        segments_of(moved.split)
+    )  # the same data set at another place shares them
+
+
+def test_damage_is_not_cached(tmp_path: Path) -> None:
+    """A sample that is not what the index says is named, and nothing of the segment stays."""
+    root = copy_of_shards(tmp_path)
+    split = open_split(root)
+    (first, *_) = segments_of(split)
+    offset = int(split.read_index(first.shard).table["offset"][first.first])
+    with open(f"{split.store.url}/{split.manifest.shards[first.shard].url}", "r+b") as tar:
+        os.pwrite(tar.fileno(), b"\0\0\0\0", offset + 20)
+    cache = SegmentCache(tmp_path / "cache", split)
+    with pytest.raises(DataError, match=rf"\.tar, offset {offset}, sample .* changed or damaged"):
+        cache.fill(first)
+    assert [path.suffix for path in cache.folder.iterdir()] == [".npy"]
+
+
+def test_rot_in_the_cache_is_not_read(cache: SegmentCache) -> None:
+    """A cached file that lost its bytes, or was cut, goes; the sample comes from the store."""
+    expected = [open_shards().read(number) for number in ALL]
+    segments = segments_of(cache.split)
+    for segment in segments:
+        cache.fill(segment)
+    for number, segment in enumerate(segments):
+        path = cache.folder / cache.name(segment)
+        if number % 2:
+            path.write_bytes(bytes(path.stat().st_size))
+        else:
+            os.truncate(path, path.stat().st_size // 2)
+    assert read_all(cache)[0] == expected
+    (index, *_) = cache.folder.glob("*.npy")
+    index.write_bytes(b"rot")
+    fresh = SegmentCache(cache.folder.parent, cache.split)
+    assert read_all(fresh)[0] == expected
+
+
+FILL = """
+import os, pickle, signal, sys
+cache, segment = pickle.loads(bytes.fromhex(sys.argv[1]))
+rename = os.rename
+def stop(*names):
+    print("filled", flush=True)
+    signal.pause()
+os.rename = stop
+cache.fill(segment)
+"""
+
+
+def test_a_killed_filler_blocks_nobody(cache: SegmentCache) -> None:
+    """While one process fills, another does not; after SIGKILL it does, and no part is left."""
+    (segment, other, *_) = segments_of(cache.split)
+    line = [sys.executable, "-c", FILL, pickle.dumps((cache, segment)).hex()]
+    with subprocess.Popen(
+        line, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True
+    ) as filler:
+        assert filler.stdout is not None
+        assert filler.stdout.readline() == "filled\n"
+        assert cache.fill(segment) == 0
+        cache.sweep()
+        assert len(list(cache.folder.glob(".part-*"))) == 1  # it is being filled: not swept
+        assert cache.sizes() == {}
+        filler.send_signal(signal.SIGKILL)
+        filler.wait()
+    assert cache.fill(other) > 0
+    assert len(list(cache.folder.glob(".part-*"))) == 1
+    cache.sweep()
+    assert not list(cache.folder.glob(".part-*"))
+    assert cache.fill(segment) > 0
+    assert len(cache.sizes()) == 2
+
+
+def test_what_is_read_is_not_deleted(cache: SegmentCache) -> None:
+    """A segment that a reader holds stays until the reader is done."""
+    (segment, *_) = segments_of(cache.split)
+    cache.fill(segment)
+    with open(cache.folder / cache.name(segment), "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        assert not cache.drop(segment)
+        assert cache.sizes()
+    assert cache.drop(segment)
+    assert cache.sizes() == {}
+    assert cache.drop(segment)
+
+
+def test_a_full_disk_stops_nothing(cache: SegmentCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be written is an OSError for the filler, and nothing to readers."""
+    expected = [open_shards().read(number) for number in ALL]
+
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.write", full)
+    with pytest.raises(OSError, match="No space"):
+        cache.fill(segments_of(cache.split)[0])
+    assert not [path for path in cache.folder.iterdir() if path.suffix != ".npy"]
+    assert read_all(cache) == (expected, 0)

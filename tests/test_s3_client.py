@@ -1,0 +1,75 @@
+"""The way to S3: wrong settings and a service that is not there are told at once, or in time."""
+
+import datetime as dt
+import os
+import socket
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+import sharding.s3_client
+from sharding.errors import UsageError
+from sharding.retry import GaveUpError
+from sharding.s3 import S3Store
+from tests.fault_proxy import BUCKET, s3_endpoint
+from tests.s3_stores import IMPATIENT
+
+
+@pytest.fixture
+def folder() -> str:
+    """URL of a prefix that nothing uses."""
+    return f"s3://{BUCKET}/{uuid4().hex}"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "text"),
+    [("localhost:9000", "'localhost:9000' is not like"), ("http://u:secret@h", "holds a user")],
+)
+def test_endpoints_that_are_none(endpoint: str, text: str) -> None:
+    """An endpoint is a URL without credentials; those are not repeated."""
+    with pytest.raises(UsageError, match=text) as caught:
+        S3Store("s3://b", endpoint=endpoint)
+    assert "secret" not in str(caught.value)
+
+
+def test_no_credentials(folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without credentials the first request is an error that says where they are looked for."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setattr(sharding.s3_client, "_connections", {})
+    with pytest.raises(UsageError, match=r"NoCredentialsError \(request 1\); see the URL, and the"):
+        S3Store(folder, endpoint=s3_endpoint()).sizes()
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    monkeypatch.setattr(sharding.s3_client, "_connections", {})
+    with pytest.raises(UsageError, match=r"ProfileNotFound \(request 1\)"):
+        S3Store(folder, endpoint=s3_endpoint()).sizes()
+
+
+def test_nobody_listens(folder: str) -> None:
+    """A wrong address is an error of the system, after the allowed requests."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(GaveUpError, match=r"in 3 requests .* at last .*Connection refused"):
+        S3Store(folder, endpoint=endpoint, policy=IMPATIENT).sizes()
+
+
+@pytest.mark.skipif(
+    "SHARDSTREAM_TEST_S3_ENDPOINT" not in os.environ, reason="moto does not check signatures"
+)
+def test_a_real_server_refuses(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong key, a wrong clock and a missing bucket fail at the first request."""
+    endpoint = s3_endpoint()
+    with pytest.raises(UsageError, match=r"404 NoSuchBucket \(request 1\)"):
+        S3Store("s3://there-is-none/x", endpoint=endpoint).sizes()
+    with monkeypatch.context() as patch:
+        then = dt.datetime.now(dt.timezone.utc) - dt.timedelta(hours=1)
+        patch.setattr("botocore.auth.get_current_datetime", lambda **_: then.replace(tzinfo=None))
+        with pytest.raises(UsageError, match=r"403 RequestTimeTooSkewed \(request 1\)"):
+            S3Store(folder, endpoint=endpoint).sizes()
+    monkeypatch.setattr(sharding.s3_client, "_connections", {})
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(UsageError, match=r"403 SignatureDoesNotMatch \(request 1\)"):
+        S3Store(folder, endpoint=endpoint).sizes()
