@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-pillow check format quick-test test-data train-local clean
+.PHONY: help setup demo test test-pillow test-s3 check format quick-test test-data train-local clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -22,6 +22,12 @@ test: .venv/ready ## run the tests
 test-pillow: .venv/ready ## run the decoders' tests on plain Pillow, whose pixels they promise
 	scripts/bench_setup.sh pillow
 	.bench/pillow/bin/python -m pytest -q tests/test__jpeg.py tests/test_decode.py tests/test_convert.py
+
+# Against OpenStack Swift, which is installed from Debian's packages (root), on loopback ports.
+test-s3: .venv/ready ## run the S3 tests, and a training, against a real S3 server (root)
+	@set -e; exports=$$(scripts/swift_up.sh); eval "$$exports"; trap scripts/swift_down.sh EXIT; \
+	$(PYTHON) -m pytest -q tests/test_store.py tests/test_s3*.py tests/test_prefetch.py tests/test_copy.py \
+		tests/test_train.py::test_training_from_s3
 
 check: .venv/ready ## format, lint, types
 	$(PYTHON) -m ruff format --check .

@@ -24,7 +24,7 @@ from loaders.order import Lanes, Order, OrderConfig
 from loaders.pipeline import Batch, Planned, make_pipeline
 from loaders.prefetch import CacheConfig, Fetcher, with_cache
 from loaders.reader import Facts, Reader, ShardReader
-from loaders.stats import Counters, Stats
+from loaders.stats import Clock, Counters, Stats, rates
 from loaders.workers import Workers, worker_place
 from sharding.errors import UsageError
 from sharding.manifest import ORDER_VERSION
@@ -120,6 +120,8 @@ class StreamingLoader:
         blocks = Blocks(workers=workers, prefetch=prefetch, size=topology.batch * size * size * 3)
         self._stats = Stats(max(workers, 1) + 1)
         self._waited = 0.0
+        self._samples = 0
+        self._then = Clock(time.perf_counter(), 0.0, 0, Counters())
         self._fetcher: Fetcher | None = None
         if cache is not None and isinstance(reader, ShardReader):
             demand = TrainingDemand(
@@ -198,9 +200,15 @@ class StreamingLoader:
         self._epoch = state["epoch"]
         self._delivered = (state["epoch"], state["position"] // each)
 
-    def counters(self) -> tuple[Counters, float]:
-        """What the workers did since the loader was made, and how long training waited, in s."""
-        return self._stats.total(), self._waited
+    def counters(self) -> Counters:
+        """What the loader's processes did since it was made."""
+        return self._stats.total()
+
+    def metrics(self) -> dict[str, float]:
+        """What happened since the last call, for logs: rates, times of an image, shares."""
+        now = Clock(time.perf_counter(), self._waited, self._samples, self.counters())
+        then, self._then = self._then, now
+        return rates(then, now)
 
     def _get(self, tag: int) -> Batch:
         """The batch of this tag, wherever in the run it is."""
@@ -214,6 +222,7 @@ class StreamingLoader:
         batch = self._workers.next(tag)
         self._next = tag + 1
         self._waited += time.perf_counter() - begin
+        self._samples += len(batch.labels)
         return batch
 
 

@@ -46,3 +46,32 @@ class Stats:
         width = len(Counters._fields)
         values = self._values[:]
         return Counters(*(sum(values[at::width]) for at in range(width)))
+
+
+class Clock(NamedTuple):
+    """A moment of a loader's life."""
+
+    seconds: float
+    waited: float
+    """Seconds that training waited for batches until then."""
+    samples: int
+    """Delivered until then."""
+    counters: Counters
+
+
+def rates(then: Clock, now: Clock) -> dict[str, float]:
+    """PURE: what happened between two moments, under the names that logs use."""
+    seconds = max(now.seconds - then.seconds, 1e-9)
+    did = now.counters.minus(then.counters)
+    images = max(did.samples, 1)
+    return {
+        "data/images_per_s": (now.samples - then.samples) / seconds,
+        "data/wait_fraction": (now.waited - then.waited) / seconds,
+        "data/read_ms": 1e3 * did.read_s / images,
+        "data/decode_ms": 1e3 * did.decode_s / images,
+        "data/read_mb_per_s": did.read_bytes / 1e6 / seconds,
+        "data/fetched_mb_per_s": did.fetched_bytes / 1e6 / seconds,
+        "data/cache_hits": did.cached / images,
+        "data/requests": did.requests,
+        "data/retries": did.retries,
+    }

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import lightning
 import torch
@@ -46,6 +46,34 @@ class EpochSummary(lightning.Callback):
         metrics = trainer.callback_metrics
         values = ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
         print(f"epoch {trainer.current_epoch}, step {trainer.global_step}: {values}", flush=True)
+
+
+class MeteredLoader(Protocol):
+    """A training loader that counts what it does."""
+
+    def metrics(self) -> dict[str, float]:
+        """What happened since the last call, by name."""
+        ...
+
+
+class DataMetrics(lightning.Callback):
+    """Logs each epoch how the data came: rates, waiting, cache hits; the mean over ranks."""
+
+    def on_train_epoch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Begin to count."""
+        self._loader(trainer).metrics()
+
+    def on_train_epoch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Log what was counted."""
+        pl_module.log_dict(self._loader(trainer).metrics(), sync_dist=True)
+
+    @staticmethod
+    def _loader(trainer: lightning.Trainer) -> MeteredLoader:
+        return cast(MeteredLoader, trainer.train_dataloader)
 
 
 class SampleTrace(lightning.Callback):

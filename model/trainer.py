@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 
-from model.callbacks import EpochSummary, ExactValidation, SampleTrace
+from model.callbacks import DataMetrics, EpochSummary, ExactValidation, SampleTrace
 from model.checkpoint import LAST, AtomicCheckpointIO, AtomicFile
 
 # What every run would print and no user can act on.
@@ -103,7 +103,7 @@ def build_trainer(
     title: what the best checkpoints' names begin with. val_samples: what an exact validation sees.
     """
     on_terminal = sys.stdout.isatty()
-    callbacks: list[lightning.Callback] = [ExactValidation(val_samples)]
+    callbacks: list[lightning.Callback] = [ExactValidation(val_samples), DataMetrics()]
     if not on_terminal:
         callbacks.append(EpochSummary())
     if run is not None:

@@ -128,20 +128,27 @@ def slow_environment(library: Path, prefix: Path, case: Case, counts: Path) -> d
 
 
 def measure(case: Case, work: Path, library: Path, *, workers: int, batch: int) -> Measurement:
-    """One epoch of WORK/data in a process of its own."""
-    data = work / "data"
-    process = subprocess.run(
-        [sys.executable, __file__, "--child", case.format, str(data), str(workers), str(batch)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_SECONDS,
-        env=peer_environment() | slow_environment(library, data, case, work / "counts"),
-        check=False,
-    )
+    """One epoch of WORK/data in a process of its own. Raises ChildProcessError if that fails."""
+    data = (work / "data").resolve()
+    try:
+        process = subprocess.run(
+            [sys.executable, __file__, "--child", case.format, str(data), str(workers), str(batch)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
+            env=peer_environment() | slow_environment(library, data, case, work / "counts"),
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ChildProcessError(
+            f"cannot measure {case.title}: not done in {error.timeout:g} s; use a smaller --count"
+        ) from error
     if process.returncode:
         *_, last = process.stderr.strip().splitlines() or ["it ended without a word"]
         raise ChildProcessError(f"cannot measure {case.title}: {last}")
+    if not any(COUNTERS.unpack((work / "counts").read_bytes())):
+        raise ChildProcessError(f"cannot measure {case.title}: {library} was not loaded")
     return Measurement(**json.loads(process.stdout.splitlines()[-1]))
 
 

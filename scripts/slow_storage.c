@@ -4,11 +4,11 @@
  *     SLOW_STORAGE_PREFIX     an absolute folder, without links in it; without it nothing is slow
  *     SLOW_STORAGE_OPEN_US    microseconds for each open and each stat by name
  *     SLOW_STORAGE_READ_US    microseconds for each read that returns bytes
- *     SLOW_STORAGE_COUNTS     a file of 4 x 8 bytes, to which all processes add: opens, stats, reads,
- *                             and the nanoseconds that were slept
+ *     SLOW_STORAGE_COUNTS     a file of 4 x 8 bytes, to which all processes add: opens, stats,
+ *                             reads, and the nanoseconds that were slept
  *
  * A process's children inherit all of it, by fork and by exec. What is not delayed: mmap, reads
- * inside libc (fread, sendfile), fstat of an open file, reads at a file's end, directories' listings,
+ * inside libc (fread), sendfile, fstat of an open file, reads at a file's end, listings of folders,
  * and programs that call the kernel without libc. A read is delayed also if the page cache has it.
  * Paths are compared as they are written, after the current folder; `..` is not resolved. */
 #define _GNU_SOURCE

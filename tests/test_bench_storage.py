@@ -145,7 +145,7 @@ def test_the_delay_reaches_the_workers_of_the_loader(
     library: Path, small_images: Path, tmp_path: Path
 ) -> None:
     """Workers, forked by a server, read all that is counted: each open and each sleep is there."""
-    assert bench_storage.make_data(small_images / "train", tmp_path, 120) == 51
+    assert bench_storage.make_data(small_images / "train", tmp_path, 160) == 51
     found = {
         name: measure(
             Case(format=name, open_ms=OPEN_MS, read_ms=READ_MS),
@@ -157,13 +157,34 @@ def test_the_delay_reaches_the_workers_of_the_loader(
         for name in bench_storage.FORMATS
     }
     folder, shards = found["imagefolder"], found["shards"]
-    assert folder.images == shards.images == 120 - 10 * 4
-    ahead = 2 * 3 * 4  # what two workers may have made ahead, at either end
+    assert folder.images == shards.images == 160 - 10 * 4
+    ahead = 2 * 5 * 4  # what two workers may have made ahead, at either end
     for counted in (folder.opens, folder.reads):
         assert folder.images - ahead <= counted <= folder.images + ahead
     assert folder.slept_ns >= (folder.opens * OPEN_MS + folder.reads * READ_MS) * 1e6
-    assert folder.first_batch_seconds >= 120 * OPEN_MS / 1e3  # the listing: a stat for each file
+    assert folder.first_batch_seconds >= 160 * OPEN_MS / 1e3  # the listing: a stat for each file
     assert shards.opens <= 4  # one shard: tar and index, for each of two workers
+
+
+def test_a_measurement_that_fails_says_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that ends badly, or not at all, is an error that names the case."""
+    case = Case(format="shards", open_ms=5, read_ms=0)
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\necho why >&2\nexit 3\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    library = tmp_path / "none.so"
+    with pytest.raises(ChildProcessError, match=r"shards, 5 ms an open, 0 ms a read: why"):
+        measure(case, tmp_path, library, workers=1, batch=1)
+    program.write_text("#!/bin/sh\n")
+    with pytest.raises(ChildProcessError, match=r"none\.so was not loaded"):
+        measure(case, tmp_path, library, workers=1, batch=1)
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(bench_storage, "TIMEOUT_SECONDS", 0.2)
+    with pytest.raises(ChildProcessError, match=r"not done in 0\.2 s"):
+        measure(case, tmp_path, library, workers=1, batch=1)
 
 
 def measurement(rate: float, *, opens: int = 300, first: float = 1.0) -> Measurement:

@@ -1,6 +1,8 @@
 """train.py and eval.py as a user runs them: results, files, and one line for each mistake."""
 
+import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +13,19 @@ import yaml
 
 import eval as eval_program
 import train as train_program
+from tests.fault_proxy import BUCKET, s3_endpoint
 from tests.make_images import image_folder, pack_folder
 
 ROOT = Path(__file__).parents[1]
 
 
-def run(program: str, *arguments: str | Path | int) -> subprocess.CompletedProcess[str]:
+def run(
+    program: str, *arguments: str | Path | int, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run a program to its end."""
     return subprocess.run(
         [sys.executable, ROOT / program, *map(str, arguments)],
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         timeout=200,
@@ -52,6 +58,7 @@ def test_a_run_leaves_checkpoints_recipe_logs_and_trace(trained: Path, small_rec
     head = (trained / "csv" / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
     metrics = {f"{split}/{name}" for split in ("train", "val") for name in ("loss", "acc1", "acc5")}
     assert metrics | {"lr", "step", "epoch"} <= set(head)
+    assert {"data/images_per_s", "data/wait_fraction", "data/cache_hits"} <= set(head)
     assert yaml.safe_load((trained / "recipe.yaml").read_text())["trainer"]["batch_size"] == 8
     assert len((trained / "samples-rank0.jsonl").read_text().splitlines()) == 12
     assert torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 12
@@ -61,8 +68,8 @@ def test_evaluation_agrees_with_training_on_one_and_two_processes(
     trained: Path, small_recipe: Path
 ) -> None:
     """eval.py gives the accuracy that the last validation logged, over all 13 images."""
-    rows = (trained / "csv" / "version_0" / "metrics.csv").read_text().splitlines()
-    last = dict(zip(rows[0].split(","), rows[-1].split(","), strict=True))
+    with (trained / "csv" / "version_0" / "metrics.csv").open() as stream:
+        last = [row for row in csv.DictReader(stream) if row["val/acc1"]][-1]
     for devices in (1, 2):
         done = run(
             "eval.py", "--config", small_recipe, "--checkpoint", trained / "checkpoints/last.ckpt",
@@ -204,3 +211,35 @@ def test_imagefolder_trains_the_same_weights(
         for run in (trained, folder)
     ]
     assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
+
+
+def test_training_from_s3(
+    trained: Path, small_shards: Path, small_recipe: Path, tmp_path: Path
+) -> None:
+    """The same recipe from S3, with workers and a cache: sample for sample, and the same losses."""
+    root = f"s3://{BUCKET}/{tmp_path.name}"
+    environment = {"AWS_ENDPOINT_URL": s3_endpoint()}
+    copied = run("shard.py", "copy", small_shards, root, **environment)
+    assert copied.returncode == 0, copied.stderr
+    done = run(
+        "train.py", "--config", small_recipe, "--run", tmp_path / "again", f"data.root={root}",
+        "data.num_workers=2", f"data.cache_dir={tmp_path / 'cache'}", **environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = [
+        (folder / "samples-rank0.jsonl").read_text() for folder in (trained, tmp_path / "again")
+    ]
+    assert lines[0] == lines[1]
+    losses = []
+    for folder in (trained, tmp_path / "again"):
+        with (folder / "csv" / "version_0" / "metrics.csv").open() as stream:
+            losses.append(
+                [row["train/loss"] for row in csv.DictReader(stream) if row["train/loss"]]
+            )
+    assert losses[0] == losses[1]
+    evaluated = run(
+        "eval.py", "--config", small_recipe, f"data.root={root}",
+        "--checkpoint", tmp_path / "again/checkpoints/last.ckpt", f"data.cache_dir={tmp_path / 'cache'}", "--json", **environment,
+    )  # fmt: skip
+    assert json.loads(evaluated.stdout.splitlines()[-1])["images"] == 13
+    assert len(list((tmp_path / "cache").iterdir())) == 2  # train and val
