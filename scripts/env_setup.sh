@@ -16,7 +16,9 @@ if [ ! -x .venv/bin/python ]; then
     { echo "env_setup: cannot make a virtual environment (Debian: apt-get install python3-venv)" >&2; exit 2; }
 fi
 echo "env_setup: installing packages into .venv (about 3 minutes the first time)"
-.venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev]'
+# setuptools warns of every editable installation, whatever there is in the folder.
+PYTHONWARNINGS=ignore .venv/bin/pip install --quiet --disable-pip-version-check \
+  --constraint constraints.txt --editable '.[demo,dev]'
 
 # Pillow-SIMD resizes two to four times faster than Pillow. Both write the same folder, and whatever
 # needs Pillow brings it back, so this is the last step, and we look which one is there in the end.
