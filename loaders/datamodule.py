@@ -11,10 +11,12 @@ import lightning
 from loaders.augment import AugmentConfig
 from loaders.decode import get_decoder
 from loaders.imagefolder import FolderReader
-from loaders.loader import StreamingLoader, Topology, check_identity, run_identity
+from loaders.loader import StreamingLoader
 from loaders.order import Order, OrderConfig
 from loaders.prefetch import CacheConfig
 from loaders.reader import Reader, ShardReader
+from loaders.sizes import ProgressiveConfig, Sizes
+from loaders.topology import Topology, check_identity, run_identity
 from loaders.validation import ValidationLoader
 from sharding.dataset import PackedSplit
 from sharding.errors import DataError
@@ -38,9 +40,14 @@ class DataConfig:
     """Batches that each worker makes ahead."""
     train_size: int = 224
     """Pixels of a training image's side."""
+    progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)
+    repeats: int = 1
+    """Repeated augmentation: how often each sample stands in a global batch."""
     val_resize: int = 256
-    """Pixels of the shorter side before the centre crop."""
+    """Pixels of the shorter side before the centre crop: val_size / crop fraction."""
     val_size: int = 224
+    val_interpolation: str = "bilinear"
+    """bilinear or bicubic."""
     cache_dir: str | None = None
     """Folder on each node for shards that are elsewhere; null: the system's temporary folder for
     shards on S3, none for a file system; '': none."""
@@ -70,7 +77,9 @@ class DataConfig:
         if self.cache_gb <= 0:
             raise ValueError(f"cache_gb must be more than 0, got {self.cache_gb}")
         OrderConfig(lanes=self.lanes, window=self.window)  # checks both
-        get_decoder(self.decoder)
+        get_decoder(self.decoder, self.val_interpolation)
+        if self.repeats < 1:
+            raise ValueError(f"repeats must be at least 1, got {self.repeats}")
 
 
 def open_reader(config: DataConfig, split: str, classes: tuple[str, ...] | None = None) -> Reader:
@@ -116,7 +125,8 @@ class ImageNetData(lightning.LightningDataModule):
         The loader's state says the same, but Lightning leaves it out when a checkpoint was made at
         an epoch's end.
         """
-        return run_identity(self.train, self._order, self._topology().global_batch)
+        topology = self._topology()
+        return run_identity(self.train, self._order, topology.global_batch, topology.repeats)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raise UsageError if the checkpoint is of another data set, order or global batch."""
@@ -141,7 +151,7 @@ class ImageNetData(lightning.LightningDataModule):
             order=self._order,
             augment=self.config.augment,
             topology=topology,
-            size=self.config.train_size,
+            size=Sizes(size=self.config.train_size, progressive=self.config.progressive),
             workers=self.config.num_workers if workers is None else workers,
             prefetch=self.config.prefetch,
             decoder=self.config.decoder,
@@ -162,6 +172,7 @@ class ImageNetData(lightning.LightningDataModule):
             workers=self.config.num_workers,
             prefetch=self.config.prefetch,
             decoder=self.config.decoder,
+            interpolation=self.config.val_interpolation,
             cache=self._cache(1 - _TRAIN_SHARE),
         )
 
@@ -185,4 +196,5 @@ class ImageNetData(lightning.LightningDataModule):
             rank=self.trainer.global_rank,
             world=world,
             accumulate=self._accumulate,
+            repeats=self.config.repeats,
         )

@@ -12,6 +12,7 @@ import io
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 """What is ever decoded. Pillow knows many more formats, and each is a way in for hostile bytes."""
 
 DECODERS = ("auto", "region", "pillow")
+INTERPOLATIONS = ("bilinear", "bicubic")
 
 Box = tuple[float, float, float, float]
 DecodeInto = Callable[[npt.NDArray[np.uint8], bytes, Box, bool, bool], None]
@@ -46,11 +48,18 @@ class DecodeError(Exception):
     """Raised when bytes cannot be decoded; the caller knows which sample they are."""
 
 
-def get_decoder(name: str) -> DecodeInto:
+def get_decoder(name: str, interpolation: str = "bilinear") -> DecodeInto:
     """The decoder of this name; 'auto' is the region decoder if it was built, else Pillow.
 
-    Raises ValueError for an unknown name, and for 'region' where it was not built.
+    Bicubic interpolation is Pillow's, whichever decoder is asked for. Raises ValueError for an
+    unknown name, and for 'region' where it was not built.
     """
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(
+            f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}"
+        )
+    if interpolation != "bilinear":
+        return partial(decode_by_pillow, resampling=Image.Resampling[interpolation.upper()])
     if name == "pillow" or (name == "auto" and _jpeg is None):
         return decode_by_pillow
     if name not in DECODERS:
@@ -96,8 +105,13 @@ def decode_by_region(
         decode_by_pillow(out, data, box, flip, exact)
 
 
-def decode_by_pillow(
-    out: npt.NDArray[np.uint8], data: bytes, box: Box, flip: bool, exact: bool
+def decode_by_pillow(  # noqa: PLR0917 (DecodeInto, and one more)
+    out: npt.NDArray[np.uint8],
+    data: bytes,
+    box: Box,
+    flip: bool,
+    exact: bool,
+    resampling: Image.Resampling = Image.Resampling.BILINEAR,
 ) -> None:
     """See DecodeInto."""
     height, width = out.shape[:2]
@@ -116,7 +130,7 @@ def decode_by_pillow(
         region = _around(box)
         image = image.crop(region)
         box = (box[0] - region[0], box[1] - region[1], box[2] - region[0], box[3] - region[1])
-    image = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    image = image.resize((width, height), resampling, box=box)
     pixels = np.asarray(image)
     out[:] = pixels[:, ::-1] if flip else pixels
 

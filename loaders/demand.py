@@ -9,7 +9,6 @@ epoch, and inside an epoch its samples are used within some steps of each other:
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import count
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -90,26 +89,34 @@ class TrainingDemand:
     """Of a rank in training; tags count its batches over all epochs."""
 
     def __init__(
-        self, order: Order, *, batch: int, rank: int, world: int, accumulate: int = 1
+        self,
+        order: Order,
+        *,
+        batch: int,
+        rank: int,
+        world: int,
+        batches: int | None = None,
+        accumulate: int = 1,
     ) -> None:
-        """batch: the global one."""
+        """batch: different samples of a global batch. batches: of an epoch, if it ends early."""
         self._order, self._batch, self._accumulate = order, batch, accumulate
+        self._steps = order.steps(batch) if batches is None else batches // accumulate
         self._lanes = lanes_of(order, batch=batch, rank=rank, world=world)
         self.segments = [s for lane in self._lanes for s in order.segments(lane)]
         self._epoch_of: dict[int, list[Need]] = {}
 
     def upcoming(self, tag: int) -> Iterator[Segment]:
         """See Demand. Those used up in this epoch come where the next epoch needs them."""
-        epoch, batch = divmod(tag, self._order.steps(self._batch) * self._accumulate)
+        epoch, batch = divmod(tag, self._steps * self._accumulate)
         step = batch // self._accumulate
         seen: set[Segment] = set()
-        for number in count(epoch):
+        for number in (epoch, epoch + 1):
             for need in self._needs(number, epoch):
-                if (number > epoch or need.last >= step) and need.segment not in seen:
+                used = need.first < self._steps and (number > epoch or need.last >= step)
+                if used and need.segment not in seen:
                     seen.add(need.segment)
                     yield need.segment
-            if len(seen) == len(self.segments):
-                return
+        yield from (segment for segment in self.segments if segment not in seen)
 
     def most_open(self, bytes_of: dict[Segment, int]) -> int:
         """See Demand; in epoch 0, which is as good as any."""

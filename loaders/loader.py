@@ -9,74 +9,29 @@ there; when training goes on elsewhere (a resumed run, an epoch cut short) they 
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from ctypes import c_int64
-from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
 from typing import Any
 
-from loaders.augment import AugmentConfig, Crops, random_crops
+import numpy as np
+
+from loaders.augment import AugmentConfig, Crops, Draw, random_crops
 from loaders.blocks import Blocks
 from loaders.decode import decoder_name, get_decoder
 from loaders.demand import TrainingDemand
 from loaders.order import Lanes, Order, OrderConfig
 from loaders.pipeline import Batch, Planned, make_pipeline
+from loaders.policy import finish
 from loaders.prefetch import CacheConfig, Fetcher, with_cache
 from loaders.reader import Facts, Reader, ShardReader
+from loaders.sizes import Sizes
 from loaders.stats import Clock, Counters, Stats, rates
+from loaders.topology import Topology, check_identity, run_identity
 from loaders.workers import Workers, worker_place
 from sharding.errors import UsageError
-from sharding.manifest import ORDER_VERSION
 from sharding.process import FROM_SERVER
-from sharding.streams import Integers
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Topology:
-    """Which part of each global batch a rank delivers, and in how many pieces."""
-
-    global_batch: int
-    """Samples of one optimizer step, over all ranks."""
-    rank: int = 0
-    world: int = 1
-    accumulate: int = 1
-    """Batches that a rank delivers for one optimizer step."""
-
-    def __post_init__(self) -> None:
-        if self.global_batch < 1 or self.global_batch % (self.world * self.accumulate):
-            raise UsageError(
-                f"the global batch of {self.global_batch} is not divisible by {self.world} "
-                f"processes x {self.accumulate} accumulated batches"
-            )
-        if not 0 <= self.rank < self.world:
-            raise ValueError(f"rank {self.rank} is not in 0..{self.world - 1}")
-
-    @property
-    def batch(self) -> int:
-        """Samples in each batch that a rank delivers."""
-        return self.global_batch // (self.world * self.accumulate)
-
-
-def run_identity(reader: Reader, order: OrderConfig, global_batch: int) -> dict[str, Any]:
-    """What has to stay the same for a run to go on: data, order and global batch."""
-    return {
-        "order_version": ORDER_VERSION,
-        "digest": reader.digest,
-        "global_batch": global_batch,
-        **asdict(order),
-    }
-
-
-def check_identity(state: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
-    """Raise UsageError, naming both values, where a state's identity is not this run's."""
-    for name, value in mine.items():
-        if state.get(name) != value:
-            raise UsageError(
-                f"cannot resume: the checkpoint's {name} is {state.get(name)}, this run's is "
-                f"{value}. Resume with the same data, seed, lanes, window and global batch, or "
-                "start a new run."
-            )
 
 
 class StreamingLoader:
@@ -94,7 +49,7 @@ class StreamingLoader:
         order: OrderConfig,
         augment: AugmentConfig,
         topology: Topology,
-        size: int,
+        size: int | Sizes,
         workers: int,
         prefetch: int = 2,
         decoder: str = "auto",
@@ -108,16 +63,19 @@ class StreamingLoader:
         """
         self._order = Order(reader.counts, order)
         self._topology = topology
-        self._identity = run_identity(reader, order, topology.global_batch)
+        self._identity = run_identity(reader, order, topology.global_batch, topology.repeats)
         self._steps = self._order.steps(topology.global_batch)
         self._decoder = decoder_name(decoder)
         self._epoch_of = epoch_of
         self._epoch = 0
         self._delivered = (0, 0)  # epoch, batches of it
         self._start = FROM_SERVER.RawValue(c_int64)
-        plan = partial(_plan, self._order, topology, self._start)
-        crops = partial(_crops, augment, order.seed)
-        blocks = Blocks(workers=workers, prefetch=prefetch, size=topology.batch * size * size * 3)
+        sizes = Sizes(size=size) if isinstance(size, int) else size
+        plan = partial(_plan, self._order, topology, sizes, self._start)
+        crops = partial(_crops, augment)
+        finishes = augment.policy != "none" or augment.erase_probability > 0
+        largest = topology.batch * sizes.largest**2 * 3
+        blocks = Blocks(workers=workers, prefetch=prefetch, size=largest)
         self._stats = Stats(max(workers, 1) + 1)
         self._waited = 0.0
         self._samples = 0
@@ -126,9 +84,10 @@ class StreamingLoader:
         if cache is not None and isinstance(reader, ShardReader):
             demand = TrainingDemand(
                 self._order,
-                batch=topology.global_batch,
+                batch=topology.different,
                 rank=topology.rank,
                 world=topology.world,
+                batches=len(self),
                 accumulate=topology.accumulate,
             )
             reader, self._fetcher = with_cache(
@@ -140,7 +99,7 @@ class StreamingLoader:
             reader,
             crops,
             get_decoder(decoder),
-            size=size,
+            finish=partial(finish, config=augment) if finishes else None,
             blocks=blocks,
             stats=self._stats,
         )
@@ -226,7 +185,7 @@ class StreamingLoader:
         return batch
 
 
-def _plan(order: Order, topology: Topology, start: c_int64) -> Iterator[Planned]:
+def _plan(order: Order, topology: Topology, sizes: Sizes, start: c_int64) -> Iterator[Planned]:
     """A worker's batches from `start` on, without end."""
     lanes = Lanes(order)
     epoch_batches = order.steps(topology.global_batch) * topology.accumulate
@@ -234,16 +193,19 @@ def _plan(order: Order, topology: Topology, start: c_int64) -> Iterator[Planned]
     for tag in count(start.value + worker, workers):
         epoch, batch = divmod(tag, epoch_batches)
         step, piece = divmod(batch, topology.accumulate)
-        numbers = order.part(
+        once = order.part(
             epoch=epoch,
             step=step,
-            batch=topology.global_batch,
+            batch=topology.different,
             rank=topology.rank,
             world=topology.world,
             lanes=lanes,
         )
-        yield Planned(tag, epoch, numbers[piece * topology.batch : (piece + 1) * topology.batch])
+        here = slice(piece * topology.batch, (piece + 1) * topology.batch)
+        numbers = np.tile(once, topology.repeats)[here]
+        copies = np.repeat(np.arange(topology.repeats), len(once))[here]
+        yield Planned(tag, sizes.at(epoch), Draw(order.config.seed, epoch, numbers, copies))
 
 
-def _crops(config: AugmentConfig, seed: int, numbers: Integers, facts: Facts, epoch: int) -> Crops:
-    return random_crops(numbers, facts.widths, facts.heights, config, seed=seed, epoch=epoch)
+def _crops(config: AugmentConfig, draw: Draw, facts: Facts) -> Crops:
+    return random_crops(draw, facts.widths, facts.heights, config)

@@ -12,11 +12,12 @@ from functools import partial
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import webdataset as wds
 from torch.utils.data import get_worker_info
 
-from loaders.augment import Crops
+from loaders.augment import Crops, Draw
 from loaders.blocks import Blocks
 from loaders.decode import DecodeError, DecodeInto, image_size
 from loaders.readahead import Read, ReadAhead
@@ -46,8 +47,10 @@ class Planned(NamedTuple):
 
     tag: int
     """Says which batch this is; comes back with it."""
-    epoch: int
-    numbers: Integers
+    size: int
+    """Pixels of its images' sides."""
+    draw: Draw
+    """Which samples, and whose random numbers they have."""
 
 
 def _received(images: torch.Tensor, labels: Integers, numbers: Integers) -> Batch:
@@ -61,8 +64,10 @@ class Made(NamedTuple):
     batch: Batch | Exception
 
 
-CropFunction = Callable[[Integers, Facts, int], Crops]
-"""(sample numbers, their facts with known sizes, epoch) -> crops"""
+CropFunction = Callable[[Draw, Facts], Crops]
+"""(samples, their facts with known sizes) -> crops"""
+Finish = Callable[[npt.NDArray[np.uint8], Draw], None]
+"""(a batch's pixels, samples): what is done to the pixels in the end, in their place"""
 
 
 def make_pipeline(
@@ -71,13 +76,15 @@ def make_pipeline(
     crops: CropFunction,
     decode: DecodeInto,
     *,
-    size: int,
+    finish: Finish | None = None,
     blocks: Blocks,
     stats: Stats,
 ) -> wds.DataPipeline:
-    """The pipeline that makes each planned batch, in order, of size x size pixels; yields Made."""
-    memory = partial(_memory, blocks, size)
-    make = partial(_make_batch, reader=reader, crops=crops, decode=decode, memory=memory)
+    """The pipeline that makes each planned batch, in order; yields Made."""
+    memory = partial(_memory, blocks)
+    make = partial(
+        _make_batch, reader=reader, crops=crops, decode=decode, finish=finish, memory=memory
+    )
     return wds.DataPipeline(plan, partial(_make_batches, make, reader, stats))
 
 
@@ -90,7 +97,7 @@ def _make_batches(
     worker = get_worker_info()
     row = 0 if worker is None else worker.id
     before = (reader.cached, *reader.network())
-    for planned, read in ReadAhead(reader).batches(plan, lambda planned: planned.numbers):
+    for planned, read in ReadAhead(reader).batches(plan, lambda planned: planned.draw.numbers):
         try:
             batch, counters = make(planned, read)
         except (DataError, OSError) as error:
@@ -110,15 +117,17 @@ def _make_batch(
     reader: Reader,
     crops: CropFunction,
     decode: DecodeInto,
-    memory: Callable[[int], torch.Tensor],
+    finish: Finish | None,
+    memory: Callable[[int, int], torch.Tensor],
 ) -> tuple[Batch, Counters]:
     """Raises DataError, naming the sample, where bytes are not what they should be."""
-    numbers = planned.numbers
+    numbers = planned.draw.numbers
     begin = time.perf_counter()
     facts, early = _with_sizes(reader, read, numbers)
-    boxes, flips, exact = crops(numbers, facts, planned.epoch)
-    images = memory(len(numbers))
-    rows = zip(images.numpy(), numbers.tolist(), boxes.tolist(), flips.tolist(), strict=True)
+    boxes, flips, exact = crops(planned.draw, facts)
+    images = memory(len(numbers), planned.size)
+    batch = images.numpy()
+    rows = zip(batch, numbers.tolist(), boxes.tolist(), flips.tolist(), strict=True)
     read_bytes, read_s = 0, 0.0
     for pixels, number, box, flip in rows:
         before = time.perf_counter()
@@ -129,6 +138,8 @@ def _make_batch(
             decode(pixels, data, box, flip, exact)
         except DecodeError as error:
             raise DataError(f"{reader.describe(number)}: cannot be decoded: {error}") from error
+    if finish is not None:
+        finish(batch, planned.draw)
     counters = Counters(
         samples=len(numbers),
         read_bytes=read_bytes,
@@ -156,7 +167,7 @@ def _with_sizes(reader: Reader, read: Read, numbers: Integers) -> tuple[Facts, d
     return Facts(facts.labels, sizes[0], sizes[1]), early
 
 
-def _memory(blocks: Blocks, size: int, samples: int) -> torch.Tensor:
+def _memory(blocks: Blocks, samples: int, size: int) -> torch.Tensor:
     """Uninitialized pixels; in a worker, in memory that the training process maps too."""
     shape = (samples, size, size, 3)
     worker = get_worker_info()

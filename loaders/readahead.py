@@ -41,7 +41,10 @@ class ReadAhead:
             self._look_at_speed()
             if self._slow:
                 numbers = numbers_of(planned).tolist()
-                begun = {number: self._pool.submit(self._timed, number) for number in numbers}
+                begun = {
+                    number: self._pool.submit(self._timed, number)
+                    for number in dict.fromkeys(numbers)
+                }
                 ready, waiting = waiting, (planned, partial(_result, begun))
                 if ready is not None:
                     yield ready

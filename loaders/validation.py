@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from loaders.augment import Crops, centre_crops
+from loaders.augment import Crops, Draw, centre_crops
 from loaders.blocks import Blocks
 from loaders.decode import get_decoder
 from loaders.demand import ValidationDemand
@@ -19,7 +19,6 @@ from loaders.prefetch import CacheConfig, Fetcher, with_cache
 from loaders.reader import Facts, Reader, ShardReader
 from loaders.stats import Stats
 from loaders.workers import Workers, worker_place
-from sharding.streams import Integers
 
 
 def validation_batches(samples: int, *, batch: int, rank: int, world: int) -> range:
@@ -46,12 +45,16 @@ class ValidationLoader:
         workers: int,
         prefetch: int = 2,
         decoder: str = "auto",
+        interpolation: str = "bilinear",
         cache: CacheConfig | None = None,
     ) -> None:
-        """batch: samples of a rank's batch. resize, size: shorter side, centre crop, in pixels."""
+        """batch: samples of a rank's batch. resize, size: shorter side, centre crop, in pixels.
+
+        interpolation: bilinear or bicubic, both antialiased.
+        """
         samples = sum(reader.counts)
         self._batches = validation_batches(samples, batch=batch, rank=rank, world=world)
-        plan = partial(_plan, self._batches, batch, samples)
+        plan = partial(_plan, self._batches, batch, samples, size)
         crops = partial(_crops, resize, size)
         workers = min(workers, len(self._batches))
         stats = Stats(max(workers, 1) + 1)
@@ -72,8 +75,7 @@ class ValidationLoader:
             plan,
             reader,
             crops,
-            get_decoder(decoder),
-            size=size,
+            get_decoder(decoder, interpolation),
             blocks=blocks,
             stats=stats,
         )
@@ -93,14 +95,15 @@ class ValidationLoader:
             yield self._workers.next(tag)
 
 
-def _plan(batches: range, batch: int, samples: int) -> Iterator[Planned]:
+def _plan(batches: range, batch: int, samples: int, size: int) -> Iterator[Planned]:
     """A worker's share of its rank's batches."""
     worker, workers = worker_place()
     for number in batches[worker::workers]:
         first = number * batch
-        yield Planned(number, 0, np.arange(first, min(first + batch, samples)))
+        numbers = np.arange(first, min(first + batch, samples))
+        yield Planned(number, size, Draw(0, 0, numbers, np.zeros_like(numbers)))
 
 
-def _crops(resize: int, size: int, numbers: Integers, facts: Facts, epoch: int) -> Crops:
-    del numbers, epoch  # the same for each sample in every epoch
+def _crops(resize: int, size: int, draw: Draw, facts: Facts) -> Crops:
+    del draw  # the same for each sample in every epoch
     return centre_crops(facts.widths, facts.heights, resize=resize, size=size)

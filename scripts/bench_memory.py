@@ -13,9 +13,10 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1]))
 
 from loaders.augment import AugmentConfig
-from loaders.loader import StreamingLoader, Topology
+from loaders.loader import StreamingLoader
 from loaders.order import OrderConfig
 from loaders.reader import ShardReader
+from loaders.topology import Topology
 from sharding.console import positive
 from sharding.dataset import open_splits
 from sharding.errors import reports_errors

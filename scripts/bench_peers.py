@@ -62,9 +62,10 @@ def pack_shards(source: str, work: Path, out: Path) -> None:
 def open_ours(shards: str, decoder: str, work: Path, workers: int, batch: int) -> Epochs:
     """Shards on StreamingLoader."""
     from loaders.augment import AugmentConfig
-    from loaders.loader import StreamingLoader, Topology
+    from loaders.loader import StreamingLoader
     from loaders.order import OrderConfig
     from loaders.reader import ShardReader
+    from loaders.topology import Topology
     from sharding.dataset import PackedSplit
 
     loader = StreamingLoader(
@@ -107,7 +108,7 @@ def open_bare(work: Path, workers: int, batch: int) -> Epochs:
     """The C loop over the regions that our loader decodes, in threads; it delivers nothing."""
     import numpy as np
 
-    from loaders.augment import AugmentConfig, random_crops
+    from loaders.augment import AugmentConfig, Draw, random_crops
     from loaders.decode import image_size
 
     decode = ctypes.CDLL(str(work / "bare")).bare_decode
@@ -121,7 +122,8 @@ def open_bare(work: Path, workers: int, batch: int) -> Epochs:
         return len(chunk)
 
     def epochs(epoch: int) -> Iterator[int]:
-        boxes = random_crops(numbers, widths, heights, AugmentConfig(), seed=0, epoch=epoch).boxes
+        draw = Draw(0, epoch, numbers, np.zeros_like(numbers))
+        boxes = random_crops(draw, widths, heights, AugmentConfig()).boxes
         covers = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) / SIZE
         denoms = 2 ** np.clip(np.floor(np.log2(covers)), 0, 3)
         scaled = boxes / denoms[:, None]

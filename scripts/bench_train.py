@@ -28,8 +28,9 @@ from lightning.pytorch.utilities import rank_zero_only
 sys.path.append(str(Path(__file__).parents[1]))
 
 from loaders.decode import decoder_name
-from loaders.loader import StreamingLoader, Topology
+from loaders.loader import StreamingLoader
 from loaders.pipeline import Batch
+from loaders.topology import Topology
 from model.classifier import Classifier
 from model.trainer import build_strategy
 from recipes.schema import Recipe, load_recipe

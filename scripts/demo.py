@@ -19,9 +19,10 @@ import matplotlib as mpl
 import torch
 
 from loaders.datamodule import open_reader
-from loaders.loader import StreamingLoader, Topology
+from loaders.loader import StreamingLoader
 from loaders.order import Order, OrderConfig
 from loaders.reader import Reader
+from loaders.topology import Topology
 from recipes.schema import Recipe, load_recipe
 from sharding.dataset import PackedSplit
 from sharding.errors import reports_errors

@@ -16,9 +16,10 @@ from typing import Any
 import xxhash
 
 from loaders.datamodule import FORMATS, DataConfig, open_reader
-from loaders.loader import StreamingLoader, Topology
+from loaders.loader import StreamingLoader
 from loaders.order import OrderConfig
 from loaders.pipeline import Batch
+from loaders.topology import Topology
 from sharding.console import byte_size, natural, positive
 from sharding.errors import UsageError, reports_errors
 from sharding.manifest import Packing

@@ -22,6 +22,8 @@ class Purpose(IntEnum):
     JITTER = 5  # mixing of neighbouring segments
     AUGMENT = 6  # crops and flips
     VERIFY = 7  # which samples a check of a part of them reads
+    POLICY = 8  # augmentation policies, which draw their numbers themselves
+    ERASE = 9  # rectangles that are erased
 
 
 def raw(

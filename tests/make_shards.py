@@ -15,10 +15,12 @@ from PIL import Image
 
 from loaders.augment import AugmentConfig
 from loaders.imagefolder import FolderReader
-from loaders.loader import StreamingLoader, Topology
+from loaders.loader import StreamingLoader
 from loaders.order import OrderConfig
 from loaders.pipeline import Batch
 from loaders.reader import Reader, ShardReader
+from loaders.sizes import Sizes
+from loaders.topology import Topology
 from sharding.dataset import PackedSplit
 from sharding.manifest import Packing
 from sharding.pack import Job, pack
@@ -104,15 +106,24 @@ def make_loader(
     rank: int = 0,
     world: int = 1,
     accumulate: int = 1,
+    repeats: int = 1,
+    augment: AugmentConfig | None = None,
+    size: int | Sizes = 16,
     epoch_of: Callable[[], int] | None = None,
 ) -> StreamingLoader:
     """Loader of one rank, 16 x 16 pixels."""
     return StreamingLoader(
         reader or open_shards(),
         order=order,
-        augment=AugmentConfig(),
-        topology=Topology(global_batch=global_batch, rank=rank, world=world, accumulate=accumulate),
-        size=16,
+        augment=augment or AugmentConfig(),
+        topology=Topology(
+            global_batch=global_batch,
+            rank=rank,
+            world=world,
+            accumulate=accumulate,
+            repeats=repeats,
+        ),
+        size=size,
         workers=workers,
         epoch_of=epoch_of,
     )

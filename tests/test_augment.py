@@ -9,19 +9,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms import RandomErasing, RandomResizedCrop
 from torchvision.transforms import functional as tv
 
-from loaders.augment import AugmentConfig, Crops, centre_crops, random_crops, uniforms
+from loaders.augment import AugmentConfig, Crops, Draw, centre_crops, erased_boxes, random_crops
+from sharding.streams import Integers, Purpose
 
 sides = st.integers(1, 5000)
 some_cases = settings(deadline=None, max_examples=200)
 
 
+def draw_of(numbers: Integers, *, seed: int = 0, epoch: int = 0, copy: int = 0) -> Draw:
+    """These samples, all of one copy."""
+    return Draw(seed, epoch, numbers, np.full(len(numbers), copy))
+
+
 def crops(count: int, width: int, height: int, **options: Any) -> Crops:
     """Crops of samples 0 to count - 1, all of one size."""
     sizes = np.full(count, width), np.full(count, height)
-    return random_crops(np.arange(count), *sizes, AugmentConfig(**options), seed=1, epoch=0)
+    return random_crops(draw_of(np.arange(count), seed=1), *sizes, AugmentConfig(**options))
 
 
 @some_cases
@@ -38,7 +44,7 @@ def test_boxes_are_inside(sizes: list[tuple[int, int]], config: AugmentConfig, f
     """A random box has whole corners, at least one pixel, and lies inside its image."""
     widths, heights = np.array(sizes).T
     numbers = np.arange(first, first + len(sizes))
-    boxes = random_crops(numbers, widths, heights, config, seed=0, epoch=0).boxes
+    boxes = random_crops(draw_of(numbers), widths, heights, config).boxes
     left, top, right, bottom = boxes.T
     assert np.array_equal(boxes, np.rint(boxes))
     assert np.all((left >= 0) & (top >= 0) & (right > left) & (bottom > top))
@@ -92,10 +98,11 @@ def test_flips_are_as_frequent_as_asked(probability: float) -> None:
 def test_a_sample_has_the_same_crop_in_any_batch(order: list[int], batch: int) -> None:
     """Order and size of the batch that a sample is in do not change its box or flip, to the bit."""
     widths, heights = np.array([(300 + 7 * i, 50 + 31 * i) for i in range(24)]).T
-    whole = random_crops(np.arange(24), widths, heights, AugmentConfig(), seed=3, epoch=2)
+    whole = random_crops(draw_of(np.arange(24), seed=3, epoch=2), widths, heights, AugmentConfig())
     for first in range(0, 24, batch):
         some = np.array(order[first : first + batch])
-        part = random_crops(some, widths[some], heights[some], AugmentConfig(), seed=3, epoch=2)
+        draw = draw_of(some, seed=3, epoch=2)
+        part = random_crops(draw, widths[some], heights[some], AugmentConfig())
         assert np.array_equal(part.boxes, whole.boxes[some])
         assert np.array_equal(part.flips, whole.flips[some])
 
@@ -104,7 +111,11 @@ def test_every_sample_epoch_seed_and_copy_has_its_own_numbers() -> None:
     """No two of (sample, epoch, seed, copy) share a number, and all are in [0, 1)."""
     names = [(s, e, c) for s in (0, 1, 1 << 63) for e in (0, 1, 9) for c in (0, 1)]
     numbers = np.array([0, 1, 2, 1 << 20, 1 << 40])
-    drawn = [uniforms(numbers, seed=s, epoch=e, copy=c) for s, e, c in names]
+    drawn = [
+        draw_of(numbers, seed=s, epoch=e, copy=c).uniforms(purpose, 41)
+        for s, e, c in names
+        for purpose in (Purpose.AUGMENT, Purpose.POLICY, Purpose.ERASE)
+    ]
     values = np.concatenate(drawn).ravel()
     assert len(np.unique(values)) == len(values)
     assert 0 <= values.min() < 0.01
@@ -115,7 +126,7 @@ def test_crops_are_pinned() -> None:
     """Boxes and flips are the same in every release: a resumed run sees what it would have seen."""
     widths, heights = np.array([(500, 375), (375, 500), (33, 400), (1, 1), (5000, 7)]).T
     boxes, flips, exact = random_crops(
-        np.array([0, 2, 3, 4, 5]), widths, heights, AugmentConfig(), seed=42, epoch=7
+        draw_of(np.array([0, 2, 3, 4, 5]), seed=42, epoch=7), widths, heights, AugmentConfig()
     )
     assert boxes.tolist() == [
         [75, 40, 471, 347],
@@ -166,4 +177,54 @@ def test_centre_crops_are_torchvisions(
 def test_config_is_checked(options: dict[str, Any], rule: str) -> None:
     """Values behind a range's end are refused with the rule and the value."""
     with pytest.raises(ValueError, match=rule):
+        AugmentConfig(**options)
+
+
+def test_copies_of_a_sample_are_drawn_apart() -> None:
+    """In one batch each copy has the crop that it has alone, and another than the other copy."""
+    draw = Draw(1, 2, np.array([4, 7, 4, 7]), np.array([0, 0, 1, 1]))
+    sizes = np.full(4, 500), np.full(4, 375)
+    together = random_crops(draw, *sizes, AugmentConfig()).boxes
+    for copy in (0, 1):
+        alone = draw_of(np.array([4, 7]), seed=1, epoch=2, copy=copy)
+        part = random_crops(alone, sizes[0][:2], sizes[1][:2], AugmentConfig()).boxes
+        assert np.array_equal(part, together[2 * copy : 2 * copy + 2])
+    assert not np.array_equal(together[:2], together[2:])
+
+
+@pytest.mark.parametrize("probability", [0, 0.1, 1])
+def test_erasing_is_torchvisions(probability: float) -> None:
+    """As often as asked, inside the image, areas and ratios distributed as torchvision's are."""
+    config = AugmentConfig(erase_probability=probability)
+    boxes = erased_boxes(draw_of(np.arange(4000)), config, 64)
+    erased = boxes[:, 2] > boxes[:, 0]
+    assert abs(erased.mean() - probability) <= 0.02
+    assert boxes.min() >= 0
+    assert boxes.max() <= 64
+    if probability == 1:
+        w, h = (boxes[:, 2] - boxes[:, 0])[erased], (boxes[:, 3] - boxes[:, 1])[erased]
+        image = torch.zeros(3, 64, 64)
+        theirs = np.array(
+            [
+                RandomErasing.get_params(image, (0.02, 0.33), (0.3, 3.3), [0.0])[2:4]
+                for _ in range(4000)
+            ]
+        )
+        assert distance((w * h).astype(float), theirs.prod(axis=1).astype(float)) < 0.05
+        assert distance(h / w, theirs[:, 0] / theirs[:, 1]) < 0.05
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"policy": "augmix"},
+        {"policy_magnitude": 31},
+        {"policy_ops": 0},
+        {"erase_probability": 1.5},
+    ],
+)
+def test_values_out_of_range(options: dict[str, Any]) -> None:
+    """Each is refused with its name and value."""
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=rf"{name}.*{value}"):
         AugmentConfig(**options)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torchvision.transforms import CenterCrop, Compose, Resize
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 from torchvision.transforms.functional import resized_crop
 
 from loaders.augment import centre_crops
@@ -290,3 +290,21 @@ def test_without_the_extension_auto_is_pillow(monkeypatch: pytest.MonkeyPatch) -
     assert decoder_name().startswith("pillow")
     with pytest.raises(ValueError, match="apt-get install gcc libjpeg-dev"):
         get_decoder("region")
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (300, 257)])
+def test_bicubic_evaluation_is_torchvisions(width: int, height: int) -> None:
+    """Resize(236, bicubic) and CenterCrop(224), as recipes with a crop fraction of 0.95 test."""
+    data = encode(picture(1, width, height))
+    crops = centre_crops(np.array([width]), np.array([height]), resize=236, size=224)
+    ours = np.empty((224, 224, 3), np.uint8)
+    get_decoder("auto", "bicubic")(ours, data, tuple(crops.boxes[0]), False, crops.exact)
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    theirs = np.asarray(
+        Compose([Resize(236, InterpolationMode.BICUBIC), CenterCrop(224)])(image)
+    ).astype(int)
+    difference = np.abs(ours.astype(int) - theirs)
+    assert difference.max() <= 2
+    assert difference.mean() < 0.1
+    with pytest.raises(ValueError, match="interpolation must be one of bilinear, bicubic, got 'la"):
+        get_decoder("auto", "lanczos")

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from loaders.augment import AugmentConfig
 from loaders.pipeline import Batch
+from loaders.sizes import ProgressiveConfig, Sizes
 from sharding.errors import UsageError
 from tests.make_shards import (
     GLOBAL_BATCH,
@@ -209,3 +211,72 @@ def test_topology_is_checked(options: dict[str, int], message: str) -> None:
     """Parts that cannot be equal, or are not there, are refused with the numbers."""
     with pytest.raises(ValueError, match=message):
         make_loader(**options)  # type: ignore[arg-type]
+
+
+RICH: dict[str, Any] = {
+    "repeats": 2,
+    "augment": AugmentConfig(policy="trivialaugment", erase_probability=0.5),
+    "size": Sizes(
+        size=16,
+        progressive=ProgressiveConfig(start_size=8, start_epoch=3, end_epoch=5, multiple=4),
+    ),
+}
+
+
+def contents(batches: list[Batch]) -> list[list[tuple[int, int, bytes]]]:
+    """The samples of each batch with their pixels, whatever their order."""
+    return [
+        sorted(
+            (int(number), int(label), image.numpy().tobytes())
+            for image, label, number in zip(*batch, strict=True)
+        )
+        for batch in batches
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (1, 2), (2, 1), (3, 2), (6, 1)])
+def test_topology_changes_nothing_of_repeats_policies_and_sizes(
+    world: int, accumulate: int, workers: int
+) -> None:
+    """Repeats, policies, erasing and progressive sizes: the same samples and pixels."""
+    alone = make_loader(**RICH)
+    loaders = ranks(world, accumulate=accumulate, workers=workers, **RICH)
+    for epoch, size in ((0, 8), (4, 12), (5, 16)):
+        for loader in [alone, *loaders]:
+            loader.set_epoch(epoch)
+        expected, found = global_batches([alone]), global_batches(loaders, accumulate)
+        assert contents(found) == contents(expected)
+        assert {batch.images.shape[1] for batch in found} == {size}
+
+
+@pytest.mark.parametrize("steps", range(STEPS + 1))
+def test_resume_with_repeats_policies_and_sizes(steps: int) -> None:
+    """A state taken at any step goes on exactly, on other ranks and workers."""
+    whole = make_loader(**RICH)
+    whole.set_epoch(4)
+    expected = contents(global_batches([whole]))
+    stopped = make_loader(workers=2, **RICH)
+    stopped.set_epoch(4)
+    deque(islice(stopped, steps), maxlen=0)
+    resumed = ranks(3, workers=1, **RICH)
+    for loader in resumed:
+        loader.load_state_dict(stopped.state_dict())
+        loader.set_epoch(4)
+    assert contents(global_batches(resumed)) == expected[steps:]
+    with pytest.raises(UsageError, match="checkpoint's repeats is 2, this run's is 1"):
+        make_loader().load_state_dict(stopped.state_dict())
+
+
+def test_repeats_stand_apart_in_a_batch() -> None:
+    """Each sample comes twice in a batch, half a batch apart, with another crop; no third time."""
+    loader = make_loader(repeats=2)
+    seen: list[int] = []
+    for batch in loader:
+        numbers = batch.numbers.tolist()
+        half = len(numbers) // 2
+        assert numbers[:half] == numbers[half:]
+        assert len(set(numbers)) == half
+        assert not any(map(torch.equal, batch.images[:half], batch.images[half:]))
+        seen += numbers[:half]
+    assert len(set(seen)) == len(seen) == STEPS * GLOBAL_BATCH // 2

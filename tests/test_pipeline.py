@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from loaders.augment import AugmentConfig, Crops, random_crops
+from loaders.augment import AugmentConfig, Crops, Draw, random_crops
 from loaders.blocks import Blocks
 from loaders.decode import get_decoder
 from loaders.pipeline import Batch, Made, Planned, make_pipeline
@@ -20,9 +20,14 @@ from sharding.streams import Integers
 from tests.make_shards import assert_equal, data_set, encode, open_images, open_shards, picture
 
 
-def crops(numbers: Integers, facts: Facts, epoch: int) -> Crops:
+def crops(draw: Draw, facts: Facts) -> Crops:
     """Training's crops."""
-    return random_crops(numbers, facts.widths, facts.heights, AugmentConfig(), seed=0, epoch=epoch)
+    return random_crops(draw, facts.widths, facts.heights, AugmentConfig())
+
+
+def drawn(numbers: list[int], epoch: int = 0) -> Draw:
+    """These samples, each once."""
+    return Draw(0, epoch, np.array(numbers), np.zeros(len(numbers), np.int64))
 
 
 def run(reader: Reader, *batches: list[int], epoch: int = 0) -> list[Made]:
@@ -30,11 +35,11 @@ def run(reader: Reader, *batches: list[int], epoch: int = 0) -> list[Made]:
 
     def plan() -> Iterator[Planned]:
         for tag, numbers in enumerate(batches, 100):
-            yield Planned(tag, epoch, np.array(numbers))
+            yield Planned(tag, 12, drawn(numbers, epoch))
 
     blocks = Blocks(workers=0, prefetch=0, size=0)
     pipeline = make_pipeline(
-        plan, reader, crops, get_decoder("auto"), size=12, blocks=blocks, stats=Stats(1)
+        plan, reader, crops, get_decoder("auto"), blocks=blocks, stats=Stats(1)
     )
     return list(pipeline)
 
@@ -50,7 +55,7 @@ def test_batches_hold_what_was_planned() -> None:
         assert found.tolist() == numbers
         facts = reader.facts(np.array(numbers))
         assert labels.tolist() == facts.labels.tolist()
-        boxes, flips, exact = crops(np.array(numbers), facts, 0)
+        boxes, flips, exact = crops(drawn(numbers), facts)
         assert (images.dtype, labels.dtype, found.dtype) == (torch.uint8, torch.int64, torch.int64)
         for image, number, box, flip in zip(images, numbers, boxes, flips, strict=True):
             pixels = np.empty((12, 12, 3), np.uint8)

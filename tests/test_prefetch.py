@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from loaders.augment import AugmentConfig
 from loaders.cache import SegmentCache
 from loaders.demand import TrainingDemand
-from loaders.loader import StreamingLoader, Topology
+from loaders.loader import StreamingLoader
 from loaders.order import Order, Segment
 from loaders.prefetch import THREADS, CacheConfig, Fetcher, _Worker, decide
 from loaders.reader import ShardReader
+from loaders.topology import Topology
 from loaders.validation import ValidationLoader
 from sharding.dataset import PackedSplit
 from sharding.store import open_store

@@ -19,8 +19,18 @@ keys = st.fixed_dictionaries(
 
 def test_bits_and_purposes_are_pinned() -> None:
     """A stream never changes, at both ends of its key's range: data sets and runs hang on it."""
-    names = ["PACK", "DEAL", "SEGMENTS", "SAMPLES", "JITTER", "AUGMENT"]
-    assert [Purpose[name].value for name in names] == [1, 2, 3, 4, 5, 6]
+    names = [
+        "PACK",
+        "DEAL",
+        "SEGMENTS",
+        "SAMPLES",
+        "JITTER",
+        "AUGMENT",
+        "VERIFY",
+        "POLICY",
+        "ERASE",
+    ]
+    assert [Purpose[name].value for name in names] == list(range(1, 10))
     first = raw(3, seed=0, purpose=Purpose.PACK)
     assert first.tolist() == [0x64F4394A789242BB, 0xFBE92B7CB59BAC9F, 0x40D714A382446853]
     top = {"seed": (1 << 64) - 1, "epoch": (1 << 24) - 1, "item": (1 << 32) - 1}

@@ -239,7 +239,8 @@ def test_training_from_s3(
     assert losses[0] == losses[1]
     evaluated = run(
         "eval.py", "--config", small_recipe, f"data.root={root}",
-        "--checkpoint", tmp_path / "again/checkpoints/last.ckpt", f"data.cache_dir={tmp_path / 'cache'}", "--json", **environment,
+        "--checkpoint", tmp_path / "again/checkpoints/last.ckpt", "--json",
+        f"data.cache_dir={tmp_path / 'cache'}", **environment,
     )  # fmt: skip
     assert json.loads(evaluated.stdout.splitlines()[-1])["images"] == 13
     assert len(list((tmp_path / "cache").iterdir())) == 2  # train and val
