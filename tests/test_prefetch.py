@@ -105,11 +105,11 @@ def fetcher_of(loader: StreamingLoader) -> Fetcher:
 
 
 def needed_in(
-    folder: Path, rank: int, world: int, split: PackedSplit
+    folder: Path, rank: int, world: int, split: PackedSplit, batch: int = EVEN
 ) -> tuple[SegmentCache, set[str]]:
     """A rank's cache, and the names of all segments that the rank ever reads."""
     order = Order([shard.samples for shard in split.manifest.shards], ORDER)
-    demand = TrainingDemand(order, batch=EVEN, rank=rank, world=world)
+    demand = TrainingDemand(order, batch=batch, rank=rank, world=world)
     cache = SegmentCache(folder, split)
     return cache, {cache.name(segment) for segment in demand.segments}
 
@@ -162,6 +162,31 @@ def test_the_second_epoch_reads_nothing_from_the_store(
             assert len(proxy.seen) == before
             shares += cached_bytes(folder)
     assert shares <= 1.05 * everything
+
+
+def test_ranks_of_a_node_share_the_cache(url: str, tmp_path: Path) -> None:
+    """Two ranks fill one folder, lanes that both read included: no segment is fetched twice."""
+    loaders = [make_cached(url, tmp_path / "c", rank=rank, world=2, workers=1) for rank in (0, 1)]
+    expected = [make_loader(rank=rank, world=2) for rank in (0, 1)]
+    for epoch in range(2):
+        for loader in (*loaders, *expected):
+            loader.set_epoch(epoch)
+        for found, plain in zip(
+            zip(*loaders, strict=True), zip(*expected, strict=True), strict=True
+        ):
+            assert_equal(list(found), list(plain))
+    split = PackedSplit.open(url)
+    needed = [needed_in(tmp_path / "c", rank, 2, split, batch=GLOBAL_BATCH)[1] for rank in (0, 1)]
+    cache = SegmentCache(tmp_path / "c", split)
+    until(lambda: set(cache.sizes()) == needed[0] | needed[1])
+    assert needed[0] & needed[1]
+    # The counters follow the files by a moment.
+    until(
+        lambda: (
+            sum(loader.counters().fetched_bytes for loader in loaders)
+            == cached_bytes(tmp_path / "c")
+        )
+    )
 
 
 def test_a_damaged_store_costs_speed_alone(

@@ -6,8 +6,10 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import lightning
@@ -15,8 +17,10 @@ import pytest
 import torch
 from torch import nn
 
+from loaders.augment import AugmentConfig
 from loaders.datamodule import DataConfig, ImageNetData
 from loaders.pipeline import Batch
+from loaders.sizes import ProgressiveConfig
 from model.classifier import Classifier, LossConfig, OptimConfig
 from model.schedule import ScheduleConfig, lr_at
 from model.trainer import TrainerConfig, build_trainer
@@ -58,6 +62,7 @@ def fit(
     workers: int = 0,
     resume: Path | None = None,
     save: Path | None = None,
+    data_options: Mapping[str, Any] = MappingProxyType({}),
     **options: Any,
 ) -> tuple[Witness, dict[str, torch.Tensor]]:
     """Train two epochs in this process; returns what was seen and the final weights."""
@@ -65,14 +70,25 @@ def fit(
     config = TrainerConfig(log_every_n_steps=1, **(defaults | options))
     lightning.seed_everything(0, verbose=False)
     data_config = DataConfig(
-        root=str(root), num_workers=workers, train_size=8, val_resize=8, val_size=8, lanes=4
+        root=str(root),
+        num_workers=workers,
+        train_size=8,
+        val_resize=8,
+        val_size=8,
+        lanes=4,
+        **data_options,
     )
     data = ImageNetData(
         data_config, seed=0, batch_size=config.batch_size, accumulate=config.accumulate
     )
     # With batch statistics, momentum and more than one layer: all that a resume could forget.
     network = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, CLASSES)
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(6),
+        nn.Flatten(),
+        nn.Linear(8 * 36, CLASSES),
     )
     schedule = ScheduleConfig(warmup_epochs=1)
     module = Classifier(
@@ -98,6 +114,9 @@ def fit(
         (2, 5, {"val_check_interval": 0.34}),
         (0, 3, {"batch_size": 4, "accumulate": 2}),
         (0, 2, {"batch_size": 4, "accumulate": 2, "val_check_interval": 0.5}),
+        (0, 3, {"data_options": {"augment": AugmentConfig(policy="randaugment")}}),
+        (0, 3, {"data_options": {"augment": AugmentConfig(erase_probability=0.5), "repeats": 2}}),
+        (2, 4, {"data_options": {"progressive": ProgressiveConfig(start_size=12, end_epoch=1)}}),
     ],
     ids=str,
 )
