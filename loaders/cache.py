@@ -59,14 +59,20 @@ class SegmentCache:
 
     def read(self, segment: Segment, offset: int, size: int) -> bytes | None:
         """Bytes of the tar from `offset`, None if the segment is not (or no more) there."""
+        name = self.name(segment)
         try:
-            descriptor = os.open(self.folder / self.name(segment), os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC)
+            whole = True
         except FileNotFoundError:
-            return None
+            try:  # it is on its way; what has come can be read, and the reader checks it
+                descriptor = os.open(self.folder / f"{_PART}{name}", os.O_RDONLY | os.O_CLOEXEC)
+                whole = False
+            except FileNotFoundError:
+                return None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH)  # it is not deleted while we read
-            start = self._range(segment)[0]
-            data = os.pread(descriptor, size, offset - start)
+            if whole:
+                fcntl.flock(descriptor, fcntl.LOCK_SH)  # it is not deleted while we read
+            data = os.pread(descriptor, size, offset - self._range(segment)[0])
         finally:
             os.close(descriptor)
         return data if len(data) == size else None
@@ -157,12 +163,30 @@ class SegmentCache:
     def _read_index(self, shard: int) -> SampleIndex:
         facts = self.split.manifest.shards[shard]
         path = self.folder / f"{facts.index_xxh128}.npy"
-        with suppress(FileNotFoundError, DataError):
-            return SampleIndex.from_bytes(path.read_bytes(), shard=facts, where=str(path))
-        index = self.split.read_index(shard)
-        with suppress(OSError), atomic_file(path) as stream:  # a full cache is no reason to stop
-            stream.write(index.to_bytes())
-        return index
+        with self._one_at_a_time(path.name):
+            with suppress(FileNotFoundError, DataError):
+                return SampleIndex.from_bytes(path.read_bytes(), shard=facts, where=str(path))
+            index = self.split.read_index(shard)
+            with suppress(OSError), atomic_file(path) as stream:  # a full disk stops nobody
+                stream.write(index.to_bytes())
+            return index
+
+    @contextmanager
+    def _one_at_a_time(self, name: str) -> Iterator[None]:
+        """Wait until no other process or thread does this; without a folder to lock in, don't."""
+        path = self.folder / f"{_PART}{name}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError:
+            yield
+            return
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # who waits for it finds what we made
+            os.close(descriptor)
 
 
 def _lock_if(path: Path, descriptor: int) -> bool:

@@ -172,14 +172,14 @@ class StreamingLoader:
     def _get(self, tag: int) -> Batch:
         """The batch of this tag, wherever in the run it is."""
         begin = time.perf_counter()
-        if self._fetcher is not None:
-            self._fetcher.at(tag)
         if tag != self._next:
             self._start.value = tag
             self._workers.restart()
         self._next = -1  # for the case of an error
         batch = self._workers.next(tag)
         self._next = tag + 1
+        if self._fetcher is not None:  # from the first batch on, which has the wire to itself
+            self._fetcher.at(tag + 1)
         self._waited += time.perf_counter() - begin
         self._samples += len(batch.labels)
         return batch

@@ -22,7 +22,7 @@ from loaders.order import Segment
 from loaders.reader import ShardReader
 from loaders.stats import Counters, Stats
 from sharding.errors import DataError
-from sharding.process import FROM_SERVER, start_served_worker
+from sharding.process import FROM_SERVER, start_served_worker, start_server
 
 THREADS = 4
 _POLL_SECONDS = 0.1
@@ -73,6 +73,7 @@ class Fetcher:
         self, cache: SegmentCache, demand: Demand, *, limit: int, stats: Stats, row: int
     ) -> None:
         """row: of the counters, where this process counts."""
+        start_server("loaders.preload")
         self._position = FROM_SERVER.RawValue(c_int64)
         self.process = FROM_SERVER.Process(
             target=_run, args=(cache, demand, limit, stats, row, self._position), daemon=True

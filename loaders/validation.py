@@ -90,9 +90,10 @@ class ValidationLoader:
         """Yield this rank's batches. A generator, so that it keeps the loader and its workers."""
         self._workers.restart()
         for tag in self._batches:
+            batch = self._workers.next(tag)
             if self._fetcher is not None:
                 self._fetcher.at(tag)
-            yield self._workers.next(tag)
+            yield batch
 
 
 def _plan(batches: range, batch: int, samples: int, size: int) -> Iterator[Planned]:

@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from loaders.cache import CachedReader, SegmentCache
 from loaders.order import Order, OrderConfig, Segment
 from sharding.dataset import PackedSplit
 from sharding.errors import DataError
+from sharding.index import SampleIndex
 from tests.make_shards import SAMPLES, copy_of_shards, data_set, open_shards
 
 ALL = range(SAMPLES["train"])
@@ -140,6 +142,39 @@ def test_a_killed_filler_blocks_nobody(cache: SegmentCache) -> None:
     assert not list(cache.folder.glob(".part-*"))
     assert cache.fill(segment) > 0
     assert len(cache.sizes()) == 2
+
+
+def test_what_has_come_is_read_before_the_rest(cache: SegmentCache) -> None:
+    """A segment on its way gives the samples that are there, right ones only, and no others."""
+    expected = [open_shards().read(number) for number in ALL]
+    segment = max(segments_of(cache.split), key=lambda segment: segment.last - segment.first)
+    cache.fill(segment)
+    whole = cache.folder / cache.name(segment)
+    part = cache.folder / f".part-{whole.name}"
+    whole.rename(part)
+    os.truncate(part, part.stat().st_size // 2)
+    found, cached = read_all(cache)
+    assert found == expected
+    assert 0 < cached < segment.last - segment.first
+    part.write_bytes(bytes(part.stat().st_size))
+    assert read_all(cache)[0] == expected
+
+
+def test_an_index_is_fetched_once(cache: SegmentCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that need the same index at the same time wait for one of them."""
+    calls = []
+    real = PackedSplit.read_index
+
+    def slow(split: PackedSplit, shard: int) -> SampleIndex:
+        calls.append(shard)
+        return real(split, shard)
+
+    monkeypatch.setattr(PackedSplit, "read_index", slow)
+    caches = [SegmentCache(cache.folder.parent, cache.split) for _ in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda one: one.index(1), caches))
+    assert calls == [1]
+    assert not list(cache.folder.glob(".part-*"))
 
 
 def test_what_is_read_is_not_deleted(cache: SegmentCache) -> None:
