@@ -309,20 +309,27 @@ def open_ffcv(work: Path, workers: int, batch: int) -> Epochs:
     return lambda _: (images for images, _ in loader)
 
 
-def open_dali(work: Path, workers: int, batch: int) -> Epochs:
-    """DALI on the CPU."""
+def open_dali(device: str, work: Path, workers: int, batch: int) -> Epochs:
+    """DALI on the CPU, or on the GPU (device: mixed), where its decoder is the GPU's."""
+    import torch
     from nvidia.dali import fn, pipeline_def, types
     from nvidia.dali.plugin.base_iterator import LastBatchPolicy
     from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
+    if device == "mixed" and not torch.cuda.is_available():
+        raise RuntimeError("there is no GPU")
+
     @pipeline_def(  # type: ignore[untyped-decorator]
-        batch_size=batch, num_threads=workers, device_id=None, prefetch_queue_depth=PREFETCH
+        batch_size=batch,
+        num_threads=workers,
+        device_id=0 if device == "mixed" else None,
+        prefetch_queue_depth=PREFETCH,
     )
     def crops() -> tuple[Any, Any]:
         files = str(work / "photos" / "train")
         encoded, labels = fn.readers.file(file_root=files, random_shuffle=True, name="files")
         images = fn.decoders.image_random_crop(
-            encoded, random_area=[0.08, 1.0], random_aspect_ratio=[3 / 4, 4 / 3]
+            encoded, device=device, random_area=[0.08, 1.0], random_aspect_ratio=[3 / 4, 4 / 3]
         )
         images = fn.resize(images, size=[SIZE, SIZE], interp_type=types.INTERP_LINEAR)
         return fn.flip(images, horizontal=fn.random.coin_flip()), labels
@@ -489,7 +496,16 @@ CONTENDERS = {
         rival="ours-ffcv",
     ),
     "dali": Contender(
-        title="DALI on the CPU", open=open_dali, venv="dali", package="nvidia-dali-cuda130"
+        title="DALI on the CPU",
+        open=partial(open_dali, "cpu"),
+        venv="dali",
+        package="nvidia-dali-cuda130",
+    ),
+    "dali-gpu": Contender(
+        title="DALI on the GPU",
+        open=partial(open_dali, "mixed"),
+        venv="dali",
+        package="nvidia-dali-cuda130",
     ),
     "spdl": Contender(title="SPDL", open=open_spdl, venv="spdl", package="spdl"),
     "bare": Contender(title="bare limit: region decode in C", open=open_bare, format="bare"),
