@@ -56,9 +56,12 @@ def test_sharding_imports_only_itself(path: Path) -> None:
 @pytest.mark.parametrize("path", modules("loaders"), ids=lambda p: p.name)
 def test_loaders_import_only_the_shared_part_of_sharding(path: Path) -> None:
     """Loaders use the vocabulary and the transport; imagefolder also the plan it does not pack."""
-    allowed = SHARED | (
-        {"plan", "source", "tar"} if path.stem in {"imagefolder", "datamodule"} else set()
-    )
+    more = {
+        "imagefolder": {"plan", "source", "tar"},
+        "datamodule": {"plan", "source", "tar"},
+        "preload": {"s3"},  # into memory, not into use
+    }
+    allowed = SHARED | more.get(path.stem, set())
     assert {module for package, module in ours(path) if package == "sharding"} <= allowed
     assert {package for package, _ in ours(path)} <= {"sharding", "loaders"}
 
