@@ -42,7 +42,7 @@ class EpochSummary(lightning.Callback):
         """Epoch, step and metrics, on rank 0."""
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        names = ("train/loss", "val/loss", "val/acc1", "val/acc5")
+        names = ("train/loss", "val/loss", "val/acc1", "val/acc5", "val_ema/acc1")
         metrics = trainer.callback_metrics
         values = ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
         print(f"epoch {trainer.current_epoch}, step {trainer.global_step}: {values}", flush=True)

@@ -9,12 +9,23 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 import lightning
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import (
+    AdvancedProfiler,
+    Profiler,
+    PyTorchProfiler,
+    SimpleProfiler,
+)
 from lightning.pytorch.strategies import DDPStrategy
 
+from model.averaging import MovingAverage
 from model.callbacks import DataMetrics, EpochSummary, ExactValidation, SampleTrace
-from model.checkpoint import LAST, AtomicCheckpointIO, AtomicFile
+from model.catchup import MissedValidation
+from model.checkpoint import AtomicCheckpointIO, AtomicFile
+from model.guards import DivergenceGuard
+from model.loggers import DeviceMetrics
+from model.preemption import Preemption
+from model.saving import checkpoint_callbacks
 
 # What every run would print and no user can act on.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -25,6 +36,11 @@ warnings.filterwarnings("ignore", message=".*does not have many workers")  # the
 warnings.filterwarnings("ignore", message="Checkpoint directory .* exists")  # a resumed run's does
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
+PROFILERS: dict[str, type[Profiler]] = {
+    "simple": SimpleProfiler,
+    "advanced": AdvancedProfiler,
+    "pytorch": PyTorchProfiler,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +59,18 @@ class TrainerConfig:
     val_check_interval: float = 1.0
     """Validate each time this part of an epoch is over."""
     log_every_n_steps: int = 50
+    gradient_clip_val: float | None = None
+    """Scale gradients down to this norm where it is larger."""
+    ema_decay: float = 0.0
+    """Keep a moving average of the weights: what stays of it at each update; 0: none."""
+    ema_every_n_steps: int = 1
+    """Optimizer steps between two updates of the average."""
     checkpoint_every_n_steps: int = 500
     """Steps between two writes of last.ckpt inside an epoch."""
+    checkpoint_every_minutes: float | None = None
+    """The same by the clock, which is looked at every log_every_n_steps steps."""
+    profiler: str | None = None
+    """simple, advanced or pytorch: writes profile-* or a trace into the run's folder."""
     trace_samples: bool = False
     """Write which samples each step used to samples-rank*.jsonl in the run's folder."""
     limit_train_batches: float = 1.0
@@ -58,7 +84,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         for field in (
             "epochs", "batch_size", "accumulate", "devices", "nodes",
-            "log_every_n_steps", "checkpoint_every_n_steps",
+            "log_every_n_steps", "checkpoint_every_n_steps", "ema_every_n_steps",
         ):  # fmt: skip
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
@@ -66,9 +92,24 @@ class TrainerConfig:
             raise ValueError(
                 f"precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}"
             )
+        if self.profiler not in {None, *PROFILERS}:
+            raise ValueError(
+                f"profiler must be one of {', '.join(PROFILERS)} or null, got {self.profiler!r}"
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        for field in ("gradient_clip_val", "checkpoint_every_minutes"):
+            if getattr(self, field) is not None and getattr(self, field) <= 0:
+                raise ValueError(f"{field} must be more than 0 or null, got {getattr(self, field)}")
         for field in ("val_check_interval", "limit_train_batches", "limit_val_batches"):
             if not 0 < getattr(self, field) <= 1:
                 raise ValueError(f"{field} must be in (0, 1], got {getattr(self, field)}")
+
+    @property
+    def runs_in_full(self) -> bool:
+        """Whether nothing shortens training or validation."""
+        shares = self.limit_train_batches == self.limit_val_batches == 1
+        return shares and not self.fast_dev_run and not self.overfit_batches
 
     @property
     def world(self) -> int:
@@ -96,36 +137,44 @@ def build_trainer(
     run: Path | None,
     title: str = "",
     val_samples: int,
+    loggers: Sequence[Logger] = (),
     keys_of: Callable[[Sequence[int]], list[str]] | None = None,
+    more: Sequence[lightning.Callback] = (),
 ) -> lightning.Trainer:
     """A trainer that writes checkpoints, CSV logs and traces below the folder `run`; None: nothing.
 
     title: what the best checkpoints' names begin with. val_samples: what an exact validation sees.
+    more: callbacks that come before all others.
     """
     on_terminal = sys.stdout.isatty()
-    callbacks: list[lightning.Callback] = [ExactValidation(val_samples), DataMetrics()]
+    callbacks: list[lightning.Callback] = [
+        *more,
+        ExactValidation(val_samples),
+        DataMetrics(),
+        DeviceMetrics(),
+        MissedValidation(),
+        DivergenceGuard(
+            every_n_steps=config.log_every_n_steps,
+            keys_of=keys_of,
+            report=None if run is None else run / "diverged.json",
+        ),
+    ]
+    if config.ema_decay:
+        callbacks.append(
+            MovingAverage(decay=config.ema_decay, every_n_steps=config.ema_every_n_steps)
+        )
     if not on_terminal:
         callbacks.append(EpochSummary())
     if run is not None:
-        checkpoints = run / "checkpoints"
-        callbacks += [
-            ModelCheckpoint(
-                checkpoints,
-                filename=LAST.removesuffix(".ckpt"),
-                every_n_train_steps=config.checkpoint_every_n_steps,
-                enable_version_counter=False,
-            ),
-            ModelCheckpoint(
-                checkpoints,
-                filename=f"{title}-epoch={{epoch}}-val_acc1={{val/acc1:.4f}}",
-                auto_insert_metric_name=False,
-                monitor="val/acc1",
-                mode="max",
-                save_top_k=3,
-                save_last=True,
-                enable_version_counter=False,
-            ),
-        ]
+        callbacks += checkpoint_callbacks(
+            run / "checkpoints",
+            title=title,
+            every_n_steps=config.checkpoint_every_n_steps,
+            every_minutes=config.checkpoint_every_minutes,
+            look_every_n_steps=config.log_every_n_steps,
+            averaged=config.ema_decay > 0,
+        )
+        callbacks.append(Preemption(run))
         if config.trace_samples:
             assert keys_of is not None
             callbacks.append(SampleTrace(run, keys_of))
@@ -137,17 +186,27 @@ def build_trainer(
         strategy=build_strategy(config),
         precision=cast("Precision", config.precision),
         accumulate_grad_batches=config.accumulate,
+        gradient_clip_val=config.gradient_clip_val,
         val_check_interval=config.val_check_interval,
         limit_train_batches=config.limit_train_batches,
         limit_val_batches=config.limit_val_batches,
         fast_dev_run=config.fast_dev_run,
         overfit_batches=config.overfit_batches,
         log_every_n_steps=config.log_every_n_steps,
-        logger=False if run is None else CSVLogger(run, name="csv"),
+        logger=list(loggers),
         callbacks=callbacks,
         enable_checkpointing=run is not None,
         enable_model_summary=False,
-        enable_progress_bar=on_terminal,
+        enable_progress_bar=on_terminal,  # rich's, where rich is installed
         use_distributed_sampler=False,  # the loaders know their rank
         plugins=[AtomicCheckpointIO(atomic_file)],
+        profiler=_profiler(config, run),
     )
+
+
+def _profiler(config: TrainerConfig, run: Path | None) -> Profiler | None:
+    """The profiler that the recipe names; its report goes into the run's folder, or to stdout."""
+    if config.profiler is None:
+        return None
+    make = PROFILERS[config.profiler]
+    return make() if run is None else make(dirpath=run, filename="profile")

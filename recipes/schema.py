@@ -15,8 +15,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from loaders.datamodule import DataConfig
-from model.classifier import LossConfig, OptimConfig
+from model.guards import PublishedConfig
+from model.loggers import LoggingConfig
+from model.loss import LossConfig
+from model.lr_finder import FinderConfig
+from model.mixup import MixConfig
 from model.networks import NetworkConfig
+from model.optim import OptimConfig
 from model.schedule import ScheduleConfig
 from model.trainer import TrainerConfig
 from sharding.errors import UsageError
@@ -33,9 +38,13 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     model: NetworkConfig = field(default_factory=NetworkConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    lr_finder: FinderConfig = field(default_factory=FinderConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    published: PublishedConfig = field(default_factory=PublishedConfig)
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 1 << 32:

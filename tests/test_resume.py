@@ -16,12 +16,17 @@ import lightning
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 from loaders.augment import AugmentConfig
 from loaders.datamodule import DataConfig, ImageNetData
 from loaders.pipeline import Batch
 from loaders.sizes import ProgressiveConfig
-from model.classifier import Classifier, LossConfig, OptimConfig
+from model.classifier import Classifier
+from model.loss import LossConfig
+from model.mixup import MixConfig
+from model.optim import OptimConfig
+from model.plateau import Plateau
 from model.schedule import ScheduleConfig, lr_at
 from model.trainer import TrainerConfig, build_trainer
 from sharding.store import atomic_file
@@ -36,6 +41,8 @@ class Witness(lightning.Callback):
 
     def __init__(self, checkpoints: Path | None) -> None:
         self.seen: list[tuple[int, int, list[int]]] = []
+        self.rates: dict[int, float] = {}
+        self.validated: list[tuple[int, float]] = []
         self._checkpoints = checkpoints
 
     def on_train_batch_start(
@@ -44,11 +51,14 @@ class Witness(lightning.Callback):
         self.seen.append((trainer.current_epoch, trainer.global_step, batch.numbers.tolist()))
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self.rates[self.seen[-1][1]] = trainer.optimizers[0].param_groups[0]["lr"]
         if trainer.global_step > len({step for _, step, _ in self.seen}) - 1:
             self._save(trainer, "step")
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         if not trainer.sanity_checking:
+            loss = float(trainer.callback_metrics["val/loss"])
+            self.validated.append((trainer.global_step, loss))
             self._save(trainer, "validation")
 
     def _save(self, trainer: lightning.Trainer, place: str) -> None:
@@ -63,9 +73,15 @@ def fit(
     resume: Path | None = None,
     save: Path | None = None,
     data_options: Mapping[str, Any] = MappingProxyType({}),
+    schedule: ScheduleConfig = ScheduleConfig(warmup_epochs=1),  # noqa: B008  (frozen)
+    model_options: Mapping[str, Any] = MappingProxyType({}),
+    middle: tuple[nn.Module, ...] = (),
     **options: Any,
 ) -> tuple[Witness, dict[str, torch.Tensor]]:
-    """Train two epochs in this process; returns what was seen and the final weights."""
+    """Train two epochs in this process; returns what was seen and the final weights.
+
+    middle: more layers. Where there is a moving average, it is among the weights.
+    """
     defaults: dict[str, Any] = {"accelerator": "cpu", "epochs": 2, "batch_size": 8}
     config = TrainerConfig(log_every_n_steps=1, **(defaults | options))
     lightning.seed_everything(0, verbose=False)
@@ -87,22 +103,26 @@ def fit(
         nn.BatchNorm2d(8),
         nn.ReLU(),
         nn.AdaptiveAvgPool2d(6),
+        *middle,
         nn.Flatten(),
         nn.Linear(8 * 36, CLASSES),
     )
-    schedule = ScheduleConfig(warmup_epochs=1)
-    module = Classifier(
-        network,
-        classes=CLASSES,
-        optim=OptimConfig(),
-        loss=LossConfig(),
-        lr_of=partial(lr_at, config=schedule, peak_lr=0.05, epoch_steps=STEPS, epochs=2),
-    )
+    values: dict[str, Any] = {
+        "optim": OptimConfig(),
+        "loss": LossConfig(),
+        "lr_of": partial(lr_at, config=schedule, peak_lr=0.05, epoch_steps=STEPS, epochs=2),
+        "plateau": Plateau(schedule) if schedule.name == "plateau" else None,
+    }
+    module = Classifier(network, classes=CLASSES, **(values | dict(model_options)))
     trainer = build_trainer(config, atomic_file=atomic_file, run=None, val_samples=13)
     witness = Witness(save)
     trainer.callbacks.append(witness)  # type: ignore[attr-defined]
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    return witness, module.state_dict()
+    weights = module.state_dict()
+    if module.averaged is not None:
+        average = module.averaged().state_dict()
+        weights |= {f"averaged.{name}": value for name, value in average.items()}
+    return witness, weights
 
 
 @pytest.mark.parametrize(
@@ -137,6 +157,55 @@ def test_resumes_from_every_checkpoint(
         expected = [line for line in undisturbed.seen if line[1] >= step]
         assert resumed.seen == expected, checkpoint.name
         assert all(torch.equal(end[name], weights[name]) for name in weights), checkpoint.name
+
+
+MIXUP, CUTMIX = MixConfig(mixup_alpha=0.5), MixConfig(cutmix_alpha=1.0)
+BOTH = MixConfig(mixup_alpha=0.5, cutmix_alpha=1.0, probability=0.8)
+PLATEAU = ScheduleConfig(name="plateau", plateau_patience=0, plateau_gamma=0.5, warmup_epochs=0.5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"schedule": ScheduleConfig(name="cosine", warmup_epochs=1, final_factor=0.1)},
+        {"schedule": ScheduleConfig(name="step", warmup_epochs=0, step_epochs=1)},
+        {"schedule": ScheduleConfig(name="piecewise", points=[[0, 0], [0.7, 1], [2, 0]])},
+        {"schedule": PLATEAU, "val_check_interval": 0.34},
+        {"model_options": {"mix": MIXUP}},
+        {"model_options": {"mix": CUTMIX}},
+        {"model_options": {"mix": BOTH}, "batch_size": 4, "accumulate": 2},
+        {"model_options": {"mix": BOTH, "loss": LossConfig(name="bce", bce_threshold=0.2)}},
+        {"ema_decay": 0.9},
+        {"ema_decay": 0.8, "ema_every_n_steps": 4, "batch_size": 4, "accumulate": 2},
+        {"middle": (nn.Dropout(0.4), StochasticDepth(0.4, "row"))},
+        {"model_options": {"optim": OptimConfig(name="lamb", norm_weight_decay=False)}},
+        {"model_options": {"optim": OptimConfig(nesterov=True)}, "gradient_clip_val": 0.5},
+    ],
+    ids=str,
+)
+def test_what_a_recipe_adds_resumes_to_the_bit(
+    small_shards: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Samples, rates, weights and their average, from inside an epoch and from its end."""
+    undisturbed, weights = fit(small_shards, save=tmp_path, **options)
+    assert len(set(undisturbed.rates.values())) > 1
+    plain, _ = fit(small_shards)
+    assert [line[2] for line in undisturbed.seen] == [line[2] for line in plain.seen] or (
+        "accumulate" in options  # micro-batches
+    )
+    places = ["02-step", "06-step", "06-validation", "09-step"]
+    if "val_check_interval" in options:  # which is behind every second step
+        places += ["02-validation", "10-step"]
+    for place in places:
+        step = int(place[:2])
+        resumed, end = fit(small_shards, resume=tmp_path / f"{place}.ckpt", **options)
+        assert resumed.seen == [line for line in undisturbed.seen if line[1] >= step], place
+        expected = {at: rate for at, rate in undisturbed.rates.items() if at >= step}
+        assert resumed.rates == expected, place
+        done = step + ("validation" in place)
+        assert resumed.validated == [one for one in undisturbed.validated if one[0] >= done], place
+        assert end.keys() == weights.keys()
+        assert all(torch.equal(end[name], weights[name]) for name in weights), place
 
 
 @pytest.mark.parametrize(

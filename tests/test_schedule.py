@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -71,6 +72,39 @@ def test_cosine_ends_at_the_floor_and_stays_there() -> None:
         assert math.isclose(rate, 0.2 * PEAK)
 
 
+def test_piecewise_is_ffcvs() -> None:
+    """The interpolation by epochs, as FFCV's recipes define it, at every step."""
+    config = ScheduleConfig(name="piecewise", points=[[0, 0], [2, 1], [EPOCHS, 0]])
+    epochs = np.arange(EPOCHS * EPOCH_STEPS) / EPOCH_STEPS
+    assert rates(config) == pytest.approx(PEAK * np.interp(epochs, [0, 2, EPOCHS], [0, 1, 0]))
+
+
+def test_piecewise_keeps_the_ends_factors_outside() -> None:
+    """Before the first and behind the last point, and with a single one."""
+    found = rates(ScheduleConfig(name="piecewise", points=[[2, 0.5], [3, 1], [4, 0.25]]))
+    assert found[0] == found[2 * EPOCH_STEPS] == PEAK / 2
+    assert found[3 * EPOCH_STEPS] == PEAK
+    assert found[4 * EPOCH_STEPS] == found[-1] == PEAK / 4
+    assert set(rates(ScheduleConfig(name="piecewise", points=[[2, 0.5]]))) == {PEAK / 2}
+
+
+@pytest.mark.parametrize("name", ["constant", "plateau"])
+def test_constant_stays_at_the_peak(name: str) -> None:
+    """After the warm-up; what a plateau makes of it depends on validations."""
+    found = rates(ScheduleConfig(name=name, warmup_epochs=1))
+    assert set(found[EPOCH_STEPS:]) == {PEAK}
+    assert found[0] == pytest.approx(0.01 * PEAK)
+
+
+@pytest.mark.parametrize("name", ["cosine", "step", "constant", "piecewise"])
+def test_the_peak_is_a_factor_to_the_bit(name: str) -> None:
+    """So a rate that is found later gives what the same rate in the recipe gives."""
+    config = ScheduleConfig(name=name, points=[[0, 0.1], [3, 1], [9, 0.3]], final_factor=0.1)
+    for step, rate in enumerate(rates(config)):
+        factor = lr_at(step, config=config, peak_lr=1.0, epoch_steps=EPOCH_STEPS, epochs=EPOCHS)
+        assert PEAK * factor == rate
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -79,6 +113,13 @@ def test_cosine_ends_at_the_floor_and_stays_there() -> None:
         ({"step_epochs": 0}, "and 0"),
         ({"step_gamma": 1.5}, "step_gamma must be in 0..1, got 1.5"),
         ({"warmup_factor": -0.1}, "warmup_factor must be in 0..1"),
+        ({"name": "piecewise"}, "piecewise needs points"),
+        ({"points": [[0, 1], [0, 2]]}, "rising epochs"),
+        ({"points": [[0, -1]]}, "got ..0, -1"),
+        ({"points": [[0, 1, 2]]}, "points must be"),
+        ({"plateau_monitor": "val/acc5"}, "must be val/loss or val/acc1, got 'val/acc5'"),
+        ({"plateau_gamma": 1.0}, "plateau_gamma must be less than 1"),
+        ({"plateau_patience": -1}, "and -1"),
     ],
 )
 def test_values_out_of_range_are_refused(options: dict[str, object], message: str) -> None:

@@ -30,7 +30,7 @@ def test_every_recipe_loads_and_builds(path: Path) -> None:
         rate = lr_at(
             step, config=recipe.schedule, peak_lr=1, epoch_steps=9, epochs=recipe.trainer.epochs
         )
-        assert 0 < rate <= 1
+        assert 0 <= rate <= 1
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
@@ -74,6 +74,10 @@ def test_a_resolved_recipe_can_be_read_again(tmp_path: Path) -> None:
         ("trainer: {precision: 16}", "precision must be one of"),
         ("trainer: 5", "trainer is a section, it cannot be 5"),
         ("optim: {lr: -1}", "lr must be at least 0, got -1"),
+        ("optim: {lr: a lot}", "lr must be a number, auto or null, got 'a lot'"),
+        ("schedule: {points: [[0, 1], [0, 2]]}", "rising epochs"),
+        ("model: {name: resnet49}", "got 'resnet49', near: resnet"),
+        ("published: {accuracy_min: 76.1}", "must be in 0..1"),
         ("data: {format: tar}", "format must be one of shards, imagefolder, got 'tar'"),
         ("seed: -1", "seed must be in"),
         ("base: nowhere.yaml", "there is no recipe .*nowhere.yaml"),

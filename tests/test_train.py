@@ -49,9 +49,10 @@ def trained(small_recipe: Path, tmp_path: Path) -> Path:
 
 def test_a_run_leaves_checkpoints_recipe_logs_and_trace(trained: Path, small_recipe: Path) -> None:
     """last.ckpt, the best ones named by accuracy, the resolved recipe, a CSV with the metrics."""
-    names = sorted(path.name for path in (trained / "checkpoints").iterdir())
+    names = sorted(path.name for path in (trained / "checkpoints").glob("*.ckpt"))
     assert names[0] == "last.ckpt"
-    assert [name.partition("-val_acc1=")[0] for name in names[1:]] == [
+    assert names[1] == "last.previous.ckpt"
+    assert [name.partition("-val_acc1=")[0] for name in names[2:]] == [
         "resnet10-epoch=0",
         "resnet10-epoch=1",
     ]
@@ -213,34 +214,168 @@ def test_imagefolder_trains_the_same_weights(
     assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
 
 
-def test_training_from_s3(
-    trained: Path, small_shards: Path, small_recipe: Path, tmp_path: Path
-) -> None:
-    """The same recipe from S3, with workers and a cache: sample for sample, and the same losses."""
-    root = f"s3://{BUCKET}/{tmp_path.name}"
+def test_training_from_s3(small_shards: Path, small_recipe: Path, tmp_path: Path) -> None:
+    """The same recipe from S3, with a cache: sample for sample, and the same losses to the bit."""
+    remote = f"s3://{BUCKET}/{tmp_path.name}"
     environment = {"AWS_ENDPOINT_URL": s3_endpoint()}
-    copied = run("shard.py", "copy", small_shards, root, **environment)
+    copied = run("shard.py", "copy", small_shards, remote, **environment)
     assert copied.returncode == 0, copied.stderr
-    done = run(
-        "train.py", "--config", small_recipe, "--run", tmp_path / "again", f"data.root={root}",
-        "data.num_workers=2", f"data.cache_dir={tmp_path / 'cache'}", **environment,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    lines = [
-        (folder / "samples-rank0.jsonl").read_text() for folder in (trained, tmp_path / "again")
-    ]
-    assert lines[0] == lines[1]
-    losses = []
-    for folder in (trained, tmp_path / "again"):
-        with (folder / "csv" / "version_0" / "metrics.csv").open() as stream:
-            losses.append(
-                [row["train/loss"] for row in csv.DictReader(stream) if row["train/loss"]]
-            )
+    traces, losses = [], []
+    for name, root in (("local", small_shards), ("again", remote)):
+        done = run(
+            "train.py", "--config", small_recipe, "--run", tmp_path / name, f"data.root={root}",
+            "data.num_workers=2", f"data.cache_dir={tmp_path / name / 'cache'}", **environment,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        traces.append((tmp_path / name / "samples-rank0.jsonl").read_text())
+        with (tmp_path / name / "csv" / "version_0" / "metrics.csv").open() as stream:
+            losses.append([row["train/loss"] for row in csv.DictReader(stream)])
+    assert traces[0] == traces[1]
     assert losses[0] == losses[1]
     evaluated = run(
-        "eval.py", "--config", small_recipe, f"data.root={root}",
+        "eval.py", "--config", small_recipe, f"data.root={remote}",
         "--checkpoint", tmp_path / "again/checkpoints/last.ckpt", "--json",
-        f"data.cache_dir={tmp_path / 'cache'}", **environment,
+        f"data.cache_dir={tmp_path / 'again/cache'}", **environment,
     )  # fmt: skip
     assert json.loads(evaluated.stdout.splitlines()[-1])["images"] == 13
-    assert len(list((tmp_path / "cache").iterdir())) == 2  # train and val
+    assert len(list((tmp_path / "again/cache").iterdir())) == 2  # train and val
+
+
+def test_a_broken_checkpoint_is_passed_over(
+    trained: Path, small_recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--resume auto` takes the newest whole one and says so; a broken one is refused by name."""
+    last = trained / "checkpoints/last.ckpt"
+    os.truncate(last, 1000)
+    arguments = ["--config", str(small_recipe), "--run", str(trained), "--epochs", "3"]
+    assert train_program.main([*arguments, "--resume", str(last)]) == 3
+    assert "last.ckpt was damaged" in one_line(capsys.readouterr().err)
+    assert train_program.main([*arguments, "--resume", "auto"]) == 0
+    shown = capsys.readouterr()
+    assert "warning: " in shown.err
+    assert "going on from" in shown.err
+    assert "resumed from" in shown.out
+    assert torch.load(last, weights_only=True)["global_step"] == 18
+
+
+def test_a_rate_is_found_and_the_run_is_what_it_would_be_with_it(
+    small_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--find_lr leaves a picture and JSON; lr: auto finds the same, and trains with it."""
+    common = ["--config", str(small_recipe), "lr_finder.steps=20", "lr_finder.lr_max=1.0"]
+    only = tmp_path / "only"
+    assert train_program.main([*common, "--run", str(only), "--find_lr"]) == 0
+    assert {path.name for path in only.iterdir()} == {"lr_finder.json", "lr_finder_plot.png"}
+    rate = json.loads((only / "lr_finder.json").read_text())["suggestion"]
+    assert f"learning rate found: {rate:.6g}" in capsys.readouterr().out
+
+    weights = []
+    for name, value in (("auto", "auto"), ("stated", repr(rate))):
+        folder = tmp_path / name
+        assert train_program.main([*common, "--run", str(folder), "--lr", value]) == 0
+        last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+        weights.append(last["state_dict"])
+    assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
+    found = json.loads((tmp_path / "auto" / "lr_finder.json").read_text())
+    assert found["suggestion"] == rate
+
+    # Resumed, the checkpoint's rate is taken: nothing is looked for again.
+    (tmp_path / "auto" / "lr_finder.json").unlink()
+    again = [*common, "--run", str(tmp_path / "auto"), "--lr", "auto", "--resume", "auto"]
+    assert train_program.main([*again, "--epochs", "3"]) == 0
+    assert not (tmp_path / "auto" / "lr_finder.json").exists()
+    last = torch.load(tmp_path / "auto" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["rate"]["scale"] == rate
+
+
+def test_two_processes_find_the_same_rate_and_average_weights(
+    small_recipe: Path, tmp_path: Path
+) -> None:
+    """lr: auto, an average, mixing and accumulation, over DDP; each has its best checkpoint."""
+    done = run(
+        "train.py", "--config", small_recipe, "--run", tmp_path / "run", "--devices", 2,
+        "--batch_size", 2, "--lr", "auto", "trainer.accumulate=2", "trainer.ema_decay=0.9",
+        "mix.mixup_alpha=0.2", "mix.cutmix_alpha=1", "lr_finder.steps=15", "lr_finder.lr_max=0.3",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("learning rate found") == 1
+    names = [path.name for path in (tmp_path / "run" / "checkpoints").glob("*.ckpt")]
+    assert any("-val_acc1=" in name for name in names)
+    assert any("-val_ema_acc1=" in name for name in names)
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 12
+    assert last["rate"]["scale"] > 0
+    differ = [
+        name
+        for name, value in last["current_model_state"].items()
+        if not torch.equal(value, last["state_dict"][name])
+    ]
+    assert "network.fc.weight" in differ
+
+
+def test_the_schedule_is_drawn(
+    small_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--plot_lr writes a picture, says of what, and trains nothing."""
+    path = tmp_path / "lr.png"
+    arguments = ["--config", str(small_recipe), "--run", str(tmp_path / "run")]
+    assert train_program.main([*arguments, "--plot_lr", str(path)]) == 0
+    assert capsys.readouterr().out == f"{path}: cosine, 2 epochs of 6 steps\n"
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_without_a_rate_that_helps_there_is_no_run(
+    small_recipe: Path, tmp_path: Path, devices: int
+) -> None:
+    """Rates too high for anything: one line that says what to set."""
+    done = run(
+        "train.py", "--config", small_recipe, "--run", tmp_path / "run", "--devices", devices,
+        "--batch_size", 8 // devices, "--lr", "auto", "lr_finder.lr_min=1e+30",
+        "lr_finder.lr_max=1e+31", "lr_finder.steps=10",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "made the loss fall; set optim.lr" in one_line(done.stderr)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_lost_run_stops_with_its_samples_named(
+    small_recipe: Path, tmp_path: Path, devices: int
+) -> None:
+    """Exit status 1, one line, all ranks; the last checkpoint is of finite weights."""
+    folder = tmp_path / "run"
+    done = run(
+        "train.py", "--config", small_recipe, "--run", folder, "--devices", devices,
+        "--batch_size", 8 // devices, "--lr", "1e18", "schedule.name=piecewise",
+        "schedule.points=[[0, 0], [0.6, 0], [0.61, 1]]", "trainer.checkpoint_every_n_steps=1",
+    )  # fmt: skip
+    assert done.returncode == 1
+    line = one_line(done.stderr)
+    report = json.loads((folder / "diverged.json").read_text())
+    assert f"in epoch {report['epoch']}, step {report['step']};" in line
+    traces = [
+        [
+            json.loads(text)
+            for text in (folder / f"samples-rank{rank}.jsonl").read_text().split("\n")
+            if text
+        ]
+        for rank in range(devices)
+    ]
+    for bad in report["ranks"]:
+        (trained,) = [one for one in traces[bad["rank"]] if one["step"] == report["step"]]
+        assert bad["keys"] == trained["keys"]
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert 0 < last["global_step"] <= report["step"]
+
+
+def test_an_accuracy_outside_the_recipes_band_is_a_warning(
+    small_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a whole run; a shortened one has no accuracy to compare."""
+    common = ["--config", str(small_recipe), "--epochs", "1", "published.accuracy_min=1.0"]
+    assert train_program.main([*common, "--run", str(tmp_path / "a")]) == 0
+    assert "is below what the recipe gave others" in one_line(capsys.readouterr().err)
+    short = [*common, "--run", str(tmp_path / "b"), "trainer.limit_train_batches=0.5"]
+    assert train_program.main(short) == 0
+    assert capsys.readouterr().err == ""

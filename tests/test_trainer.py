@@ -1,13 +1,19 @@
 """model/trainer.py: the trainer that a recipe asks for."""
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.strategies import DDPStrategy
 
+from model.averaging import MovingAverage
+from model.callbacks import EpochSummary
 from model.checkpoint import AtomicCheckpointIO
-from model.trainer import TrainerConfig, build_trainer
+from model.guards import DivergenceGuard
+from model.saving import TimedCheckpoint
+from model.trainer import PROFILERS, TrainerConfig, build_trainer
 from sharding.store import atomic_file
 
 
@@ -35,6 +41,44 @@ def test_without_a_folder_nothing_is_written() -> None:
     assert not [c for c in trainer.callbacks if isinstance(c, ModelCheckpoint)]  # type: ignore[attr-defined]
 
 
+def kinds(run: Path | None = None, **options: Any) -> list[type]:
+    """The callbacks of a trainer."""
+    trainer = build_trainer(
+        TrainerConfig(accelerator="cpu", **options),
+        atomic_file=atomic_file,
+        run=run,
+        val_samples=1,
+    )
+    return [type(callback) for callback in trainer.callbacks]  # type: ignore[attr-defined]
+
+
+def test_what_the_recipe_switches_on_is_there(tmp_path: Path) -> None:
+    """A moving average, checkpoints by the clock; the guard against a lost run always."""
+    assert DivergenceGuard in kinds()
+    assert MovingAverage not in kinds()
+    assert MovingAverage in kinds(ema_decay=0.9)
+    assert TimedCheckpoint not in kinds(tmp_path)
+    assert TimedCheckpoint in kinds(tmp_path, checkpoint_every_minutes=5.0)
+
+
+def test_on_a_terminal_there_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rich's where it is installed; elsewhere a line for each epoch."""
+    assert EpochSummary in kinds()
+    monkeypatch.setattr("model.trainer.sys.stdout.isatty", lambda: True, raising=False)
+    assert EpochSummary not in kinds()
+    bar = RichProgressBar if find_spec("rich") else TQDMProgressBar
+    assert bar in kinds()
+
+
+@pytest.mark.parametrize("name", PROFILERS)
+def test_profilers_write_into_the_runs_folder(name: str, tmp_path: Path) -> None:
+    """By the names of the recipe."""
+    config = TrainerConfig(accelerator="cpu", profiler=name)
+    trainer = build_trainer(config, atomic_file=atomic_file, run=tmp_path, val_samples=1)
+    assert type(trainer.profiler) is PROFILERS[name]  # type: ignore[attr-defined]
+    assert trainer.profiler.dirpath == tmp_path  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -42,6 +86,11 @@ def test_without_a_folder_nothing_is_written() -> None:
         ({"batch_size": -1}, "batch_size must be at least 1, got -1"),
         ({"val_check_interval": 0}, "val_check_interval must be in"),
         ({"limit_train_batches": 1.5}, "limit_train_batches must be in"),
+        ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), got 1.0"),
+        ({"ema_every_n_steps": 0}, "ema_every_n_steps must be at least 1, got 0"),
+        ({"gradient_clip_val": 0.0}, "gradient_clip_val must be more than 0 or null, got 0.0"),
+        ({"checkpoint_every_minutes": -1.0}, "minutes must be more than 0 or null, got -1.0"),
+        ({"profiler": "fast"}, "must be one of simple, advanced, pytorch or null, got 'fast'"),
         ({"precision": "8"}, "precision must be one of 32-true, 16-mixed, bf16-mixed, got '8'"),
     ],
 )

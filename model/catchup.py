@@ -1,0 +1,49 @@
+"""The validation that was due when a run was stopped."""
+
+from typing import Any
+
+import lightning
+
+
+class MissedValidation(lightning.Callback):
+    """Validates at the start of a run that resumes between a step and the validation behind it.
+
+    Lightning takes such a validation as done: its metrics would be missing, a plateau would count
+    one less, and the best checkpoint might be another one.
+    """
+
+    def __init__(self) -> None:
+        self._validated = -1
+
+    def on_validation_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Note the step, for the checkpoints that follow."""
+        if not trainer.sanity_checking:
+            self._validated = trainer.global_step
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step of the last validation."""
+        return {"validated": self._validated}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it from a checkpoint."""
+        self._validated = state_dict["validated"]
+
+    def on_train_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Validate if the checkpoint's batch is one behind which that is done, and it was not.
+
+        As Lightning's training loop does it.
+        """
+        loop = trainer.fit_loop.epoch_loop
+        resumed = trainer.ckpt_path is not None and self._validated != trainer.global_step
+        if not (resumed and loop.batch_progress.current.ready):
+            return
+        if not (trainer.enable_validation and loop._should_check_val_fx(None)):  # type: ignore[arg-type]  # noqa: SLF001
+            return
+        trainer.validating = True
+        loop.val_loop.restarting = False
+        loop.val_loop.run()
+        trainer.training = True
