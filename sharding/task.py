@@ -98,7 +98,7 @@ def find_shard(task: ShardTask) -> tuple[int, PackedShard | None]:
         return task.number, None
     if position != blob.size or assembly.index() != stored_index:
         return task.number, None
-    return task.number, assembly.result(task, rejects)
+    return task.number, assembly.result(task, rejects, stored_index)
 
 
 def _write(task: ShardTask) -> PackedShard:
@@ -124,9 +124,10 @@ def _write(task: ShardTask) -> PackedShard:
                 f"all {len(rejects)} images of shard {task.number} are bad, the first is "
                 f"{rejects[0].path}: {rejects[0].reason}"
             )
+    index = assembly.index()
     with task.store.create(index_name(task.split, task.number)) as stream:
-        stream.write(assembly.index())
-    return assembly.result(task, rejects)
+        stream.write(index)
+    return assembly.result(task, rejects, index)
 
 
 class _Sample(NamedTuple):
@@ -164,14 +165,14 @@ class _Assembly:
         """The index file."""
         return SampleIndex.from_rows(self._rows, self._keys).to_bytes()
 
-    def result(self, task: ShardTask, rejects: list[Reject]) -> PackedShard:
+    def result(self, task: ShardTask, rejects: list[Reject], index: bytes) -> PackedShard:
         """What there is to know of the shard."""
         shard = Shard(
             url=tar_name(task.split, task.number),
             bytes=self._size,
             samples=len(self._rows),
             xxh128=self._digest.hexdigest(),
-            index_xxh128=xxhash.xxh3_128_hexdigest(self.index()),
+            index_xxh128=xxhash.xxh3_128_hexdigest(index),
         )
         return PackedShard(
             number=task.number, shard=shard, rejects=tuple(rejects), kinds=self._kinds
