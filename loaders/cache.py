@@ -3,9 +3,9 @@
     CACHE/<digest of the data set>/<hash of the tar>-<first>-<last>      a segment's bytes
     CACHE/<digest of the data set>/<hash of the index>.npy               a shard's index
 
-A segment is fetched into a temporary file under a lock, its samples are checked, and it gets its
-name by a rename: what has a name is whole. The lock of a dead process is free. What is not there
-(yet) is read by range from the store, so that nobody waits for a whole segment.
+A segment is fetched into a temporary file under a lock (see part.py), its samples are checked, and
+it gets its name by a rename: what has a name is whole. The lock of a dead process is free. What is
+not there (yet) is read by range from the store, so that nobody waits for a whole segment.
 """
 
 import fcntl
@@ -16,9 +16,11 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import xxhash
 
 from loaders.order import Segment
+from loaders.part import PREFIX, Fetching, Part
 from loaders.reader import ShardReader
 from sharding.dataset import PackedSplit
 from sharding.errors import DataError
@@ -26,7 +28,6 @@ from sharding.index import SampleIndex
 from sharding.store import atomic_file
 
 _PIECE = 8 << 20
-_PART = ".part-"
 _INDEXES = 256
 
 
@@ -57,48 +58,49 @@ class SegmentCache:
                         found[entry.name] = entry.stat().st_size
         return found
 
-    def read(self, segment: Segment, offset: int, size: int) -> bytes | None:
-        """Bytes of the tar from `offset`, None if the segment is not (or no more) there."""
-        name = self.name(segment)
+    def read(self, segment: Segment, row: int, offset: int, size: int) -> bytes | None:
+        """A sample's bytes, None if they are not (or no more) there. Who reads checks them."""
+        at = offset - self._range(segment)[0]
         try:
-            descriptor = os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC)
-            whole = True
+            descriptor = os.open(self.folder / self.name(segment), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            try:  # it is on its way; what has come can be read, and the reader checks it
-                descriptor = os.open(self.folder / f"{_PART}{name}", os.O_RDONLY | os.O_CLOEXEC)
-                whole = False
-            except FileNotFoundError:
-                return None
+            data = self._part(segment).read(row - segment.first, at, size)
+            return data if data is not None and len(data) == size else None
         try:
-            if whole:
-                fcntl.flock(descriptor, fcntl.LOCK_SH)  # it is not deleted while we read
-            data = os.pread(descriptor, size, offset - self._range(segment)[0])
+            fcntl.flock(descriptor, fcntl.LOCK_SH)  # it is not deleted while we read
+            data = os.pread(descriptor, size, at)
         finally:
             os.close(descriptor)
         return data if len(data) == size else None
+
+    def add(self, segment: Segment, row: int, offset: int, data: bytes) -> None:
+        """Give a sample that was read by range to its segment, if that is on its way."""
+        if xxhash.xxh3_64_intdigest(data) == self.index(segment.shard).table["xxh3"][row]:
+            self._part(segment).add(row - segment.first, offset - self._range(segment)[0], data)
 
     def fill(self, segment: Segment) -> int:
         """Fetch a segment; returns the bytes read from the store, 0 if it is there or on its way.
 
         Raises DataError if its samples are not what the index says.
         """
-        name = self.name(segment)
         self.folder.mkdir(parents=True, exist_ok=True)
-        if (self.folder / name).exists():
+        if (self.folder / self.name(segment)).exists():
             return 0
         start, stop = self._range(segment)
         blob = self.split.open_tar(segment.shard)
-        with self._turn(name) as descriptor:
-            if descriptor is None or (self.folder / name).exists():
+        rows = segment.last - segment.first
+        fetched = 0
+        with self._part(segment).fetching(rows=rows, size=stop - start) as part:
+            if part is None:
                 return 0
-            os.ftruncate(descriptor, 0)
-            for at in range(start, stop, _PIECE):
-                piece = memoryview(blob.read_at(at, min(_PIECE, stop - at)))
-                while piece:
-                    piece = piece[os.write(descriptor, piece) :]
-            self._check(segment, descriptor, start)
-            os.rename(self.folder / f"{_PART}{name}", self.folder / name)
-        return stop - start
+            row = 0
+            while run := part.missing(row):
+                row = self._piece(segment, run)
+                begin, end = self._range(segment, run.start, row)
+                part.put(range(run.start, row), begin - start, blob.read_at(begin, end - begin))
+                fetched += end - begin
+            self._check(segment, part, start)
+        return fetched
 
     def drop(self, segment: Segment) -> bool:
         """Delete a segment, unless somebody reads it just now; whether it is gone."""
@@ -106,7 +108,7 @@ class SegmentCache:
 
     def sweep(self) -> None:
         """Delete what killed processes left half-fetched."""
-        for path in self.folder.glob(f"{_PART}*"):
+        for path in self.folder.glob(f"{PREFIX}*"):
             self._delete(path.name)
 
     def _delete(self, name: str) -> bool:
@@ -123,42 +125,30 @@ class SegmentCache:
             os.close(descriptor)
         return True
 
-    @contextmanager
-    def _turn(self, name: str) -> Iterator[int | None]:
-        """The temporary file of a segment, locked; None if another process has it.
+    def _part(self, segment: Segment) -> Part:
+        return Part(self.folder / self.name(segment))
 
-        If the block fails, or does not give the file its name, it is deleted.
-        """
-        path = self.folder / f"{_PART}{name}"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            if not _lock_if(path, descriptor):
-                yield None
-                return
-            try:
-                yield descriptor
-            finally:
-                with suppress(FileNotFoundError):
-                    if os.path.samestat(path.stat(), os.fstat(descriptor)):
-                        path.unlink()
-        finally:
-            os.close(descriptor)
+    def _piece(self, segment: Segment, run: range) -> int:
+        """Where the samples end that are fetched by one request: rows of the segment."""
+        offsets = self.index(segment.shard).table["offset"][segment.first : segment.last]
+        most = int(offsets[run.start]) + _PIECE
+        return max(run.start + 1, min(run.stop, int(np.searchsorted(offsets, most))))
 
-    def _check(self, segment: Segment, descriptor: int, start: int) -> None:
+    def _check(self, segment: Segment, part: Fetching, start: int) -> None:
         index = self.index(segment.shard)
         for row in range(segment.first, segment.last):
             offset, size, _, xxh3 = index.table[row].tolist()[:4]
-            if xxhash.xxh3_64_intdigest(os.pread(descriptor, size, offset - start)) != xxh3:
+            if xxhash.xxh3_64_intdigest(part.read(offset - start, size)) != xxh3:
                 raise DataError(
                     f"{self.split.where(segment.shard)}, offset {offset}, sample {index.key(row)}: "
                     "the bytes were changed or damaged; `shard.py verify` finds all such places"
                 )
 
-    def _range(self, segment: Segment) -> tuple[int, int]:
-        """Where the segment's images begin and end in the tar."""
-        table = self.index(segment.shard).table
-        last = table[segment.last - 1]
-        return int(table["offset"][segment.first]), int(last["offset"]) + int(last["size"])
+    def _range(self, segment: Segment, first: int = 0, last: int = 0) -> tuple[int, int]:
+        """Where the images of rows first..last-1 of the segment (0: to its end) lie in the tar."""
+        table = self.index(segment.shard).table[segment.first : segment.last]
+        end = table[(last or len(table)) - 1]
+        return int(table["offset"][first]), int(end["offset"]) + int(end["size"])
 
     def _read_index(self, shard: int) -> SampleIndex:
         facts = self.split.manifest.shards[shard]
@@ -174,7 +164,7 @@ class SegmentCache:
     @contextmanager
     def _one_at_a_time(self, name: str) -> Iterator[None]:
         """Wait until no other process or thread does this; without a folder to lock in, don't."""
-        path = self.folder / f"{_PART}{name}"
+        path = self.folder / f"{PREFIX}{name}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -187,15 +177,6 @@ class SegmentCache:
         finally:
             path.unlink(missing_ok=True)  # who waits for it finds what we made
             os.close(descriptor)
-
-
-def _lock_if(path: Path, descriptor: int) -> bool:
-    """Lock the file if nobody else has and it is still the one of this path."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except (BlockingIOError, FileNotFoundError):
-        return False
 
 
 class CachedReader(ShardReader):
@@ -215,13 +196,16 @@ class CachedReader(ShardReader):
 
     def _read(self, shard: int, row: int, offset: int, size: int, attempt: int) -> bytes:
         segment = self._segment(shard, row)
-        if segment is not None:
-            if attempt:  # its bytes were wrong
-                self._cache.drop(segment)
-            elif data := self._cache.read(segment, offset, size):
-                self.cached += 1
-                return data
-        return super()._read(shard, row, offset, size, attempt)
+        if segment is None:
+            return super()._read(shard, row, offset, size, attempt)
+        if attempt:  # its bytes were wrong
+            self._cache.drop(segment)
+        elif data := self._cache.read(segment, row, offset, size):
+            self.cached += 1
+            return data
+        data = super()._read(shard, row, offset, size, attempt)
+        self._cache.add(segment, row, offset, data)
+        return data
 
     def _segment(self, shard: int, row: int) -> Segment | None:
         segments = self._by_shard.get(shard, [])

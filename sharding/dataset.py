@@ -38,11 +38,14 @@ class PackedSplit:
         return f"{store.url}/{name}"
 
     def open_tar(self, shard: int) -> Blob:
-        """The tar, for ranged reads. Raises DataError if it is missing or of another size."""
+        """The tar, for ranged reads.
+
+        Raises DataError if it is missing or of another size; a remote one's reads do so.
+        """
         store, name = self._place(shard)
         expected = self.manifest.shards[shard].bytes
         try:
-            blob = store.open(name)
+            blob = store.open(name, expected)
         except FileNotFoundError as error:
             raise DataError(f"{self.where(shard)} is missing; {_REMEDY}") from error
         if blob.size != expected:

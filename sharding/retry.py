@@ -19,6 +19,14 @@ class PassingError(Exception):
     """Raised by one try that failed for a reason that may pass; its text is the reason."""
 
 
+class OverloadedError(PassingError):
+    """Raised by one try that the service refused because it has too much to do."""
+
+
+class UnreachableError(PassingError):
+    """Raised by one try to which nobody answered."""
+
+
 class GaveUpError(OSError):
     """Raised when a remote store did not do within the limits what it was asked."""
 
@@ -40,6 +48,8 @@ class RetryPolicy:
     first_wait_s: float = 0.1
     """Longest wait after the first failure. It doubles with each; waits are uniform from 0 on."""
     longest_wait_s: float = 20.0
+    reach_s: float = 30.0
+    """Time for a service that has not answered this process yet: its address may be wrong."""
     connect_s: float = 5.0
     stall_s: float = 10.0
     min_bytes_per_s: float = 1e6

@@ -11,7 +11,7 @@ from sharding import s3_upload
 from sharding.errors import DataError, UsageError
 from sharding.retry import Clock, Counts, RetryPolicy
 from sharding.s3_client import Service
-from sharding.s3_errors import RefusedError
+from sharding.s3_errors import CHANGED, RefusedError
 from sharding.store import Blob
 
 if TYPE_CHECKING:
@@ -89,8 +89,10 @@ class S3Store:
             data = _Fetch(self, name).run()
         return data
 
-    def open(self, name: str) -> Blob:
+    def open(self, name: str, size: int | None = None) -> Blob:
         """See Store."""
+        if size is not None:
+            return S3Blob(self, name, size=size)
         key = self.key(name)
         head = self.service.ask(
             f"open {self.url}/{name}", lambda s3: s3.head_object(Bucket=self.bucket, Key=key)
@@ -137,9 +139,9 @@ class S3Store:
 
 
 class S3Blob:
-    """An object as it was when it was opened."""
+    """An object as it was when it was opened or, without its ETag, when it was first read."""
 
-    def __init__(self, store: S3Store, name: str, *, size: int, etag: str) -> None:
+    def __init__(self, store: S3Store, name: str, *, size: int, etag: str = "") -> None:
         self._store = store
         self._name = name
         self._etag = etag
@@ -152,24 +154,43 @@ class S3Blob:
                 f"{self._store.url}/{self._name} ends at byte {self.size}, {size} bytes are needed "
                 f"from {offset}: the object was truncated"
             )
-        return _Fetch(self._store, self._name, offset, offset + size, self._etag).run()
+        fetch = _Fetch(
+            self._store, self._name, offset, offset + size, etag=self._etag, total=self.size
+        )
+        data = fetch.run()
+        if fetch.etag != (self._etag or fetch.etag):  # of two first reads at once
+            raise DataError(f"{self._store.url}/{self._name} {CHANGED}")
+        self._etag = fetch.etag
+        return data
 
 
 class _Fetch:
     """One read: what has come of it so far, and what is still to come."""
 
     def __init__(
-        self, store: S3Store, name: str, first: int = 0, stop: int | None = None, etag: str = ""
+        self,
+        store: S3Store,
+        name: str,
+        first: int = 0,
+        stop: int | None = None,
+        *,
+        etag: str = "",
+        total: int = 0,
     ) -> None:
-        """stop: None for the whole object, whose size and ETag the first answer tells."""
+        """stop: None for the whole object, whose size the first answer tells.
+
+        etag: "" is that of the first answer. total: what the object of a range has, in bytes.
+        """
         self._service = store.service
         self._request: GetObjectRequestTypeDef = {"Bucket": store.bucket, "Key": store.key(name)}
         self._next = first
         self._stop = stop
-        self._etag = etag
+        self._total = total
+        self.etag = etag
+        self._name = f"{store.url}/{name}"
         self._pieces: list[bytes] = []
         part = "" if stop is None else f"bytes {first}-{stop - 1} of "
-        self._what = f"read {part}{store.url}/{name}"
+        self._what = f"read {part}{self._name}"
         self.md5 = ""
         """What the whole object's MD5 should be, where the service tells."""
 
@@ -184,25 +205,33 @@ class _Fetch:
         asked = ""
         if self._stop is not None:
             asked = f"bytes {self._next}-{self._stop - 1}"
-            self._request["IfMatch"] = self._etag
+            if self.etag:
+                self._request["IfMatch"] = self.etag
             self._request["Range"] = asked.replace(" ", "=")
         answer = s3.get_object(**self._request)
         with answer["Body"] as body:  # left early, the connection is closed and not used again
-            got = answer.get("ContentRange", "")
-            if not asked:
+            if asked:
+                self._check(asked, answer.get("ContentRange", ""))
+                self.etag = answer["ETag"]
+            else:
                 self._begin(answer)
-            elif not got.startswith(f"{asked}/"):
-                raise RefusedError(f"{asked} were asked for, the answer has {got or 'no range'}")
             assert self._stop is not None
             deadline = began + self._service.policy.seconds_for(self._stop - self._next)
             self._receive(body, deadline)
 
+    def _check(self, asked: str, got: str) -> None:
+        served, _, total = got.partition("/")
+        if self._total and total.isdigit() and int(total) != self._total:
+            raise DataError(f"{self._name} has {total} bytes, not {self._total}: it {CHANGED}")
+        if served != asked:
+            raise RefusedError(f"{asked} were asked for, the answer has {got or 'no range'}")
+
     def _begin(self, answer: "GetObjectOutputTypeDef") -> None:
         self._stop = answer["ContentLength"]
-        self._etag = answer["ETag"]
+        self.etag = answer["ETag"]
         encrypted = answer.get("ServerSideEncryption", "AES256") != "AES256"
-        if _MD5.fullmatch(self._etag) and not encrypted and "SSECustomerAlgorithm" not in answer:
-            self.md5 = self._etag.strip('"')
+        if _MD5.fullmatch(self.etag) and not encrypted and "SSECustomerAlgorithm" not in answer:
+            self.md5 = self.etag.strip('"')
 
     def _receive(self, body: Any, deadline: float) -> None:
         """Take what there is, piece by piece: `read` would wait for all that it is asked for."""

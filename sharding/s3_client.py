@@ -16,7 +16,16 @@ import boto3
 from botocore.config import Config
 
 from sharding.errors import UsageError
-from sharding.retry import Clock, Counts, RetryPolicy, persist
+from sharding.gate import Gate
+from sharding.retry import (
+    Clock,
+    Counts,
+    OverloadedError,
+    PassingError,
+    RetryPolicy,
+    UnreachableError,
+    persist,
+)
 from sharding.s3_errors import explained
 
 if TYPE_CHECKING:
@@ -24,7 +33,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_CONNECTIONS = 64  # kept open by a process; more threads than that open their own
+_CONNECTIONS = 64  # of a process, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +81,30 @@ class Service:
         if quick:
             policy = replace(policy, budget_s=policy.stall_s, requests=3)
         what = f"cannot {what}"
+        connection, began = self.connection, self.clock.now()
 
         def attempt(number: int) -> T:
-            with explained(what, number):
-                return request(self.connection.client)
+            with connection.gate.enter() as turn:
+                try:
+                    with explained(what, number):
+                        answer = request(connection.client)
+                except UnreachableError as error:
+                    spent = self.clock.now() - began
+                    if connection.answered or spent <= policy.reach_s:
+                        raise
+                    raise UsageError(
+                        f"{what}: {self.endpoint or 'the S3 endpoint'} has not answered in "
+                        f"{number} requests over {spent:.0f} s, at last {error}; see the endpoint "
+                        "(--s3_endpoint, AWS_ENDPOINT_URL), the region and the network"
+                    ) from error
+                except PassingError as error:
+                    connection.answered = True
+                    if isinstance(error, OverloadedError):
+                        connection.gate.slower(turn)
+                    raise
+            connection.answered = True
+            connection.gate.faster()
+            return answer
 
         return persist(
             attempt, what=what, size=size, policy=policy, clock=self.clock, counts=self.counts
@@ -87,6 +116,9 @@ class Connection:
 
     def __init__(self, service: Service) -> None:
         self.counts = Counts()
+        self.gate = Gate(_CONNECTIONS)
+        self.answered = False
+        """Whether anybody ever was there."""
         self._service = service
         self._lock = threading.Lock()
         self._client: S3Client | None = None

@@ -9,7 +9,7 @@ from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
 from sharding.errors import DataError, UsageError
-from sharding.retry import GaveUpError, PassingError
+from sharding.retry import GaveUpError, OverloadedError, PassingError, UnreachableError
 
 
 class RefusedError(Exception):
@@ -27,24 +27,20 @@ _PASSING = (
 )
 # What a request can raise that is no bug of ours.
 _WIRE = (*_PASSING, boto_errors.BotoCoreError, boto_errors.ClientError, RefusedError)
+_OVERLOADED = {"RequestThrottled", "SlowDown", "Throttling", "ThrottlingException"}
 # Beside 429 and 500 and above. Of the digests: the bytes were damaged on their way.
 _PASSING_CODES = {
     "BadDigest",
     "IncompleteBody",
     "OperationAborted",
-    "RequestThrottled",
     "RequestTimeout",
-    "SlowDown",
-    "Throttling",
-    "ThrottlingException",
     "XAmzContentSHA256Mismatch",
+    *_OVERLOADED,
 }
 _OTHER = (UsageError, "the service refuses such a request")
 _CREDENTIALS = (UsageError, "see the credentials, their expiry and the region")
-_CHANGED = (
-    DataError,
-    "the object was changed after it was opened: let nobody write to it, and start again",
-)
+CHANGED = "was changed after it was opened: let nobody write to it, and start again"
+_CHANGED = (DataError, f"the object {CHANGED}")
 _NOT_ALLOWED = (
     PermissionError,
     "the credentials do not allow it or, where they may not list, there is no such object",
@@ -73,7 +69,7 @@ def explained(what: str, number: int) -> Iterator[None]:
     except _WIRE as error:
         cause = _cause(error)
         if _passes(error):
-            raise PassingError(cause) from error
+            raise _kind(error)(cause) from error
         kind, advice = _verdict(error)
         raise kind(f"{what}: {cause} (request {number}); {advice}") from error
 
@@ -108,6 +104,14 @@ def _passes(error: Exception) -> bool:
     if isinstance(error, boto_errors.SSLError):
         return "CERTIFICATE_VERIFY_FAILED" not in str(error)
     return isinstance(error, _PASSING)
+
+
+def _kind(error: Exception) -> type[PassingError]:
+    code, status = _code(error)
+    if status in {429, 503} or code in _OVERLOADED:
+        return OverloadedError
+    unreachable = (boto_errors.EndpointConnectionError, boto_errors.ConnectTimeoutError)
+    return UnreachableError if isinstance(error, unreachable) else PassingError
 
 
 def _verdict(error: Exception) -> tuple[type[Exception], str]:

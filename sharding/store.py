@@ -35,8 +35,11 @@ class Store(Protocol):
         """The whole object. Raises FileNotFoundError."""
         ...
 
-    def open(self, name: str) -> Blob:
-        """The object, for ranged reads. Raises FileNotFoundError."""
+    def open(self, name: str, size: int | None = None) -> Blob:
+        """The object, for ranged reads. Raises FileNotFoundError, at the latest when it is read.
+
+        size: what it is known to have, which saves a remote store the request that asks for it.
+        """
         ...
 
     def create(self, name: str) -> AbstractContextManager[BinaryIO]:
@@ -173,7 +176,7 @@ class LocalStore:
         """See Store."""
         return (self.root / name).read_bytes()
 
-    def open(self, name: str) -> Blob:
+    def open(self, name: str, size: int | None = None) -> Blob:
         """See Store."""
         return LocalBlob(self.root / name)
 

@@ -16,6 +16,7 @@ from loaders.order import Order, OrderConfig, Segment
 from sharding.dataset import PackedSplit
 from sharding.errors import DataError
 from sharding.index import SampleIndex
+from sharding.store import LocalBlob
 from tests.make_shards import SAMPLES, copy_of_shards, data_set, open_shards
 
 ALL = range(SAMPLES["train"])
@@ -132,32 +133,48 @@ def test_a_killed_filler_blocks_nobody(cache: SegmentCache) -> None:
         assert filler.stdout.readline() == "filled\n"
         assert cache.fill(segment) == 0
         cache.sweep()
-        assert len(list(cache.folder.glob(".part-*"))) == 1  # it is being filled: not swept
+        assert len(list(cache.folder.glob(".part-*"))) == 2  # it is being filled: not swept
         assert cache.sizes() == {}
         filler.send_signal(signal.SIGKILL)
         filler.wait()
     assert cache.fill(other) > 0
-    assert len(list(cache.folder.glob(".part-*"))) == 1
+    assert len(list(cache.folder.glob(".part-*"))) == 2
     cache.sweep()
     assert not list(cache.folder.glob(".part-*"))
     assert cache.fill(segment) > 0
     assert len(cache.sizes()) == 2
 
 
-def test_what_has_come_is_read_before_the_rest(cache: SegmentCache) -> None:
-    """A segment on its way gives the samples that are there, right ones only, and no others."""
-    expected = [open_shards().read(number) for number in ALL]
+def test_samples_that_are_read_before_are_not_fetched_again(
+    cache: SegmentCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two pieces readers read by range, once; those samples are left out of the rest."""
+    monkeypatch.setattr("loaders.cache._PIECE", 1)  # a request a sample
     segment = max(segments_of(cache.split), key=lambda segment: segment.last - segment.first)
-    cache.fill(segment)
-    whole = cache.folder / cache.name(segment)
-    part = cache.folder / f".part-{whole.name}"
-    whole.rename(part)
-    os.truncate(part, part.stat().st_size // 2)
-    found, cached = read_all(cache)
-    assert found == expected
-    assert 0 < cached < segment.last - segment.first
-    part.write_bytes(bytes(part.stat().st_size))
-    assert read_all(cache)[0] == expected
+    facts = cache.index(segment.shard).table[segment.first : segment.last]
+    start = sum(shard.samples for shard in cache.split.manifest.shards[: segment.shard])
+    numbers = [start + row for row in range(segment.first, segment.last)]
+    reader = CachedReader(cache, segments_of(cache.split))
+    asked: list[int] = []
+    real = LocalBlob.read_at
+
+    def read_at(blob: LocalBlob, offset: int, size: int) -> bytes:
+        asked.append(offset)
+        data = real(blob, offset, size)
+        if len(asked) == 2:  # of the filler; the first sample is there, the second not yet
+            assert [reader.read(number) for number in numbers[:4]] == expected[:4]
+            assert reader.cached == 1
+            assert [reader.read(number) for number in numbers[:4]] == expected[:4]
+            assert reader.cached == 1 + 4
+        return data
+
+    expected = [open_shards().read(number) for number in numbers]
+    monkeypatch.setattr(LocalBlob, "read_at", read_at)
+    fetched = cache.fill(segment)
+    offsets = facts["offset"].tolist()
+    assert sorted(asked) == sorted([*offsets, offsets[1]])  # the second was on its way twice
+    assert fetched == facts["size"].sum() - facts["size"][2:4].sum()
+    assert [reader.read(number) for number in numbers] == expected
 
 
 def test_an_index_is_fetched_once(cache: SegmentCache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,10 +211,10 @@ def test_a_full_disk_stops_nothing(cache: SegmentCache, monkeypatch: pytest.Monk
     """What cannot be written is an OSError for the filler, and nothing to readers."""
     expected = [open_shards().read(number) for number in ALL]
 
-    def full(descriptor: int, data: bytes) -> int:
+    def full(descriptor: int, data: bytes, at: int) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.write", full)
+    monkeypatch.setattr("os.pwrite", full)
     with pytest.raises(OSError, match="No space"):
         cache.fill(segments_of(cache.split)[0])
     assert not [path for path in cache.folder.iterdir() if path.suffix != ".npy"]

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 from uuid import uuid4
 
 import pytest
@@ -190,6 +190,49 @@ def test_an_object_that_changed_is_refused(store: S3Store) -> None:
     blob = store.open("a")
     put(store, "a", bytes(len(BYTES)))
     with pytest.raises(DataError, match=r"412 PreconditionFailed .* the object was changed"):
+        blob.read_at(0, 10)
+
+
+def test_a_known_size_saves_a_request(proxy: FaultProxy, store: S3Store) -> None:
+    """Nothing is asked to open it; the first read's ETag pins those that follow."""
+    blob = store.open("a", len(BYTES))
+    assert not proxy.seen
+    assert blob.read_at(FIRST, SIZE) == BYTES[FIRST : FIRST + SIZE]
+    put(store, "a", bytes(len(BYTES)))
+    with pytest.raises(DataError, match=r"412 PreconditionFailed .* the object was changed"):
+        blob.read_at(0, 10)
+
+
+@pytest.mark.parametrize("size", [len(BYTES) - 1, len(BYTES) + 1])
+def test_a_size_that_is_not_the_objects(store: S3Store, size: int) -> None:
+    """Found at the first read, wherever that is."""
+    blob = store.open("a", size)
+    with pytest.raises(DataError, match=f"/a has {len(BYTES)} bytes, not {size}: it was changed"):
+        blob.read_at(size - 10, 10)
+
+
+def test_an_object_that_is_not_there_is_missed_when_it_is_read(store: S3Store) -> None:
+    """As with one whose size was asked for, only later."""
+    blob = store.open("b", 10)
+    with pytest.raises(FileNotFoundError, match="there is no such object"):
+        blob.read_at(0, 10)
+
+
+def test_two_first_reads_of_two_objects_are_noticed(store: S3Store) -> None:
+    """Both began before an ETag was known, and the object was changed between them."""
+    blob = store.open("a", len(BYTES))
+    s3 = store.service.connection.client
+    get = s3.get_object
+
+    def get_and_change(**request: Any) -> Any:
+        answer = get(**request)
+        s3.get_object = get  # type: ignore[method-assign]
+        put(store, "a", bytes(len(BYTES)))
+        assert blob.read_at(0, 10) == bytes(10)
+        return answer
+
+    s3.get_object = get_and_change  # type: ignore[method-assign]
+    with pytest.raises(DataError, match="/a was changed after it was opened"):
         blob.read_at(0, 10)
 
 

@@ -3,6 +3,7 @@
 import datetime as dt
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -10,9 +11,9 @@ import pytest
 
 import sharding.s3_client
 from sharding.errors import UsageError
-from sharding.retry import GaveUpError
+from sharding.retry import GaveUpError, RetryPolicy
 from sharding.s3 import S3Store
-from tests.fault_proxy import BUCKET, s3_endpoint
+from tests.fault_proxy import BUCKET, Fault, FaultProxy, s3_endpoint
 from tests.s3_stores import IMPATIENT
 
 
@@ -54,6 +55,41 @@ def test_nobody_listens(folder: str) -> None:
         endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
     with pytest.raises(GaveUpError, match=r"in 3 requests .* at last .*Connection refused"):
         S3Store(folder, endpoint=endpoint, policy=IMPATIENT).sizes()
+
+
+def test_a_wrong_address_is_told_before_the_budget_is_spent(folder: str) -> None:
+    """A service that has never answered is not waited for as one that has."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
+    policy = replace(RetryPolicy(), first_wait_s=0.01, longest_wait_s=0.01, reach_s=0.05)
+    with pytest.raises(UsageError, match=r"has not answered in .*Connection refused; see the end"):
+        S3Store(folder, endpoint=endpoint, policy=policy).sizes()
+
+
+def test_a_service_that_answered_before_is_waited_for(folder: str) -> None:
+    """The budget counts as soon as anybody has answered, be it that there is too much to do."""
+    policy = replace(IMPATIENT, reach_s=1e-9)
+    with FaultProxy(s3_endpoint()) as proxy:
+        store = S3Store(folder, endpoint=proxy.url, policy=policy)
+        proxy.plan([Fault(kind="status", status=503, code="SlowDown")] * 3)
+        with pytest.raises(GaveUpError, match="503 SlowDown"):
+            store.sizes()
+    with pytest.raises(GaveUpError, match="Connection refused"):
+        store.sizes()
+
+
+def test_a_service_with_too_much_to_do_is_asked_less_at_a_time(folder: str) -> None:
+    """503 halves the number of requests under way; answers let it grow again."""
+    with FaultProxy(s3_endpoint()) as proxy:
+        store = S3Store(folder, endpoint=proxy.url, policy=IMPATIENT)
+        gate = store.service.connection.gate
+        most = gate.allowed
+        proxy.plan([Fault(kind="status", status=503, code="SlowDown")] * 2)
+        store.sizes()
+        assert most // 4 <= gate.allowed <= most // 4 + 1
+        for _ in range(2 * most):
+            store.sizes()
+        assert gate.allowed > most // 4 + 1
 
 
 @pytest.mark.skipif(
