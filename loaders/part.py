@@ -72,7 +72,7 @@ class Part:
                     fcntl.flock(here, fcntl.LOCK_EX)
                     os.ftruncate(here, rows)
                     yield Fetching(file, here, rows)
-                os.rename(self._path, self._whole)
+                    os.rename(self._path, self._whole)
             finally:  # before the lock is given back, so it is nobody else's
                 self._path.unlink(missing_ok=True)
                 self._rows.unlink(missing_ok=True)

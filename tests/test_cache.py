@@ -129,14 +129,15 @@ def test_a_killed_filler_blocks_nobody(cache: SegmentCache) -> None:
     with subprocess.Popen(
         line, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True
     ) as filler:
-        assert filler.stdout is not None
-        assert filler.stdout.readline() == "filled\n"
-        assert cache.fill(segment) == 0
-        cache.sweep()
-        assert len(list(cache.folder.glob(".part-*"))) == 2  # it is being filled: not swept
-        assert cache.sizes() == {}
-        filler.send_signal(signal.SIGKILL)
-        filler.wait()
+        try:
+            assert filler.stdout is not None
+            assert filler.stdout.readline() == "filled\n"
+            assert cache.fill(segment) == 0
+            cache.sweep()
+            assert len(list(cache.folder.glob(".part-*"))) == 2  # it is being filled: not swept
+            assert cache.sizes() == {}
+        finally:
+            filler.send_signal(signal.SIGKILL)
     assert cache.fill(other) > 0
     assert len(list(cache.folder.glob(".part-*"))) == 2
     cache.sweep()

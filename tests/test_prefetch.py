@@ -249,7 +249,7 @@ def test_a_full_disk_is_said_and_waited_for(
     """One line, and a pause before the next try; then it goes on."""
     worker = make_worker(open_shards().split, tmp_path / "c", 10**9)
     with monkeypatch.context() as patch:
-        patch.setattr("os.write", lambda descriptor, data: full())
+        patch.setattr("os.pwrite", lambda descriptor, data, at: full())
         for _ in range(6):
             worker.step(0)
     lines = capsys.readouterr().err.splitlines()

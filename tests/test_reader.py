@@ -68,9 +68,9 @@ class FlakyBlob:
 class FlakyStore(LocalStore):
     """Opens FlakyBlobs."""
 
-    def open(self, name: str) -> Blob:
+    def open(self, name: str, size: int | None = None) -> Blob:
         """See Store."""
-        return FlakyBlob(super().open(name))
+        return FlakyBlob(super().open(name, size))
 
 
 def test_a_wrong_read_is_read_again() -> None:

@@ -36,17 +36,18 @@ def test_endpoints_that_are_none(endpoint: str, text: str) -> None:
 
 def test_no_credentials(folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without credentials the first request is an error that says where they are looked for."""
+    endpoint = s3_endpoint()  # which sets credentials for itself
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setattr(sharding.s3_client, "_connections", {})
     with pytest.raises(UsageError, match=r"NoCredentialsError \(request 1\); see the URL, and the"):
-        S3Store(folder, endpoint=s3_endpoint()).sizes()
+        S3Store(folder, endpoint=endpoint).sizes()
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     monkeypatch.setattr(sharding.s3_client, "_connections", {})
     with pytest.raises(UsageError, match=r"ProfileNotFound \(request 1\)"):
-        S3Store(folder, endpoint=s3_endpoint()).sizes()
+        S3Store(folder, endpoint=endpoint).sizes()
 
 
 def test_nobody_listens(folder: str) -> None:
@@ -74,8 +75,12 @@ def test_a_service_that_answered_before_is_waited_for(folder: str) -> None:
         proxy.plan([Fault(kind="status", status=503, code="SlowDown")] * 3)
         with pytest.raises(GaveUpError, match="503 SlowDown"):
             store.sizes()
+        assert store.service.connection.answered
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        gone = S3Store(folder, endpoint=f"http://127.0.0.1:{free.getsockname()[1]}", policy=policy)
+    gone.service.connection.answered = True
     with pytest.raises(GaveUpError, match="Connection refused"):
-        store.sizes()
+        gone.sizes()
 
 
 def test_a_service_with_too_much_to_do_is_asked_less_at_a_time(folder: str) -> None:
