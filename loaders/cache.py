@@ -27,7 +27,7 @@ from sharding.errors import DataError
 from sharding.index import SampleIndex
 from sharding.store import atomic_file
 
-_PIECE = 8 << 20
+_PIECE = 4 << 20  # of a segment, fetched by one request
 _INDEXES = 256
 
 
@@ -96,8 +96,10 @@ class SegmentCache:
             row = 0
             while run := part.missing(row):
                 row = self._piece(segment, run)
+                samples = range(run.start, row)
                 begin, end = self._range(segment, run.start, row)
-                part.put(range(run.start, row), begin - start, blob.read_at(begin, end - begin))
+                part.ask(samples)
+                part.put(samples, begin - start, blob.read_at(begin, end - begin))
                 fetched += end - begin
             self._check(segment, part, start)
         return fetched

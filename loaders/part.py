@@ -1,20 +1,23 @@
 """A segment on its way into the cache: its bytes, and which of its samples have come.
 
     .part-NAME         the bytes, each at its final place; locked by the process that fetches
-    .part-NAME.rows    a byte for each sample: 1 when its bytes are there
+    .part-NAME.rows    a byte for each sample: 1 when its bytes are there, 2 when they were asked for
 
-The process that fetches writes most of it. A reader that needs a sample before that reads it by
-range and adds it, so that nothing is fetched twice.
+The process that fetches writes most of it. A reader waits for what was asked for; what was not it
+reads by range and adds, so that nothing is fetched twice.
 """
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PREFIX = ".part-"
-_HERE = b"\1"
+_HERE, _ASKED = b"\1", b"\2"
+_WAIT_SECONDS = 2.0  # for bytes that were asked for; a piece takes a part of a second
+_LOOK_SECONDS = 0.002
 
 
 class Part:
@@ -27,13 +30,18 @@ class Part:
         self._rows = whole.with_name(f"{PREFIX}{whole.name}.rows")
 
     def read(self, row: int, at: int, size: int) -> bytes | None:
-        """A sample's bytes, which lie at `at`; None if they have not come. row: of the segment."""
+        """A sample's bytes, which lie at `at`; None if they do not come. row: of the segment."""
         with (
             suppress(FileNotFoundError),
             _opened(self._rows, os.O_RDONLY) as rows,
             _opened(self._path, os.O_RDONLY) as file,
         ):
-            if os.pread(rows, 1, row) == _HERE:
+            until = time.monotonic() + _WAIT_SECONDS
+            while (state := os.pread(rows, 1, row)) == _ASKED:
+                if time.monotonic() > until or not _is_locked(file):
+                    return None  # the process that asked has died, or the wire has
+                time.sleep(_LOOK_SECONDS)
+            if state == _HERE:
                 return os.pread(file, size, at)
         return None
 
@@ -94,6 +102,10 @@ class Fetching:
         last = here.find(_HERE, first)
         return range(row + first, self._rows if last < 0 else row + last)
 
+    def ask(self, samples: range) -> None:
+        """Say that these samples will be put."""
+        os.pwrite(self._here, _ASKED * len(samples), samples.start)
+
     def put(self, samples: range, at: int, data: bytes) -> None:
         """Write these samples' bytes, which lie from `at` on."""
         piece = memoryview(data)
@@ -114,6 +126,16 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _is_locked(descriptor: int) -> bool:
+    """Whether another process (or another open file of this one) holds the file for itself."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    return False
 
 
 def _lock_if(path: Path, descriptor: int) -> bool:

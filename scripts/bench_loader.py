@@ -21,8 +21,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
-import shlex
 import shutil
 import signal
 import statistics
@@ -51,6 +49,7 @@ from scripts.bench_peers import (
     SIZE,
     warm_up_batches,
 )
+from scripts.bench_report import machine, write_report
 from sharding.console import natural, positive
 from sharding.errors import DataError, UsageError, reports_errors
 
@@ -351,18 +350,6 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
     plt.close(figure)
 
 
-def machine() -> dict[str, Any]:
-    """The processor, and how many cores of it this process may use."""
-    model = platform.processor()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
-    cores = len(os.sched_getaffinity(0))
-    return {"cpu": model, "cores": cores, "system": platform.platform()}
-
-
 @reports_errors
 def main(arguments: list[str] | None = None) -> int:
     """Pack, measure, print."""
@@ -392,20 +379,18 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{known['cpu']}, {known['cores']} cores; {len(sources)} images, {options.rounds} rounds")
     print(table(rows, missing))
     if options.json:
-        result = {
-            "command": shlex.join(sys.argv),
-            "machine": known,
-            "versions": versions,
-            "work": {"images": len(sources), "batch": options.batch, "size": SIZE},
-            "prefetch": PREFETCH,
-            "rounds": [
+        write_report(
+            Path(options.json),
+            versions=versions,
+            work={"images": len(sources), "batch": options.batch, "size": SIZE},
+            prefetch=PREFETCH,
+            rounds=[
                 {key: getattr(one, key) for key in Round.__slots__} | {"images_per_s": one.rate}
                 for one in rounds
             ],
-            "summary": rows,
-            "missing": missing,
-        }
-        Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
+            summary=rows,
+            missing=missing,
+        )
     if options.plot and rows:
         plot(rows, options.plot)
     return 0

@@ -23,7 +23,6 @@ import argparse
 import contextlib
 import json
 import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -35,11 +34,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).parents[1]))  # where scripts.bench_s3 is found
+sys.path.append(str(Path(__file__).parents[1]))  # where scripts.bench_s3_server is found
 
-from scripts.bench_loader import machine
 from scripts.bench_peers import PREFETCH, SIZE, transform
-from scripts.bench_s3 import Meter, Server, environment, make_shards, wait_for_server
+from scripts.bench_report import machine, write_report
+from scripts.bench_s3_server import (
+    Meter,
+    Server,
+    environment,
+    make_shards,
+    wait_for_server,
+)
 from sharding.console import positive
 from sharding.dataset import PackedSplit
 from sharding.errors import UsageError, reports_errors
@@ -315,16 +320,13 @@ def main(arguments: list[str] | None = None) -> int:
     for what, verdict in found.items():
         print(f"{what}: {verdict}")
     if options.json:
-        result = {
-            "command": shlex.join(sys.argv),
-            "machine": known | {"load_average": load},
-            "summary": [asdict(row) for row in rows],
-            "must_hold": found,
-            "rounds": [
-                asdict(case) | asdict(one) for case, each in measured.items() for one in each
-            ],
-        }
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_report(
+            options.json,
+            load=load,
+            summary=[asdict(row) for row in rows],
+            must_hold=found,
+            rounds=[asdict(case) | asdict(one) for case, each in measured.items() for one in each],
+        )
     return 0
 
 

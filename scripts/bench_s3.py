@@ -20,15 +20,11 @@ the lanes). Of each image that is delivered after the first K batches:
 A real epoch reads tens of shards in each lane, one after the other. So that this short one does so
 too, there are few lanes, a small window and small shards.
 """
-# mypy: disable-error-code="import-not-found,import-untyped"
-# ruff: noqa: PLC0415 (each contender is imported in the interpreter that has it)
 
 import argparse
 import contextlib
 import json
-import math
 import os
-import shlex
 import shutil
 import signal
 import statistics
@@ -37,309 +33,39 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
-from functools import partial
-from importlib.metadata import version
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))  # where scripts.bench_peers is found
 
-from scripts.bench_loader import MissingError, last_line, machine, make_photos, peer_environment
-from scripts.bench_peers import (
-    PREFETCH,
-    ROOT,
-    SIZE,
-    Epochs,
-    decode_and_transform,
-    litdata_sample,
-    photos,
-    through,
-    transform,
-    warm_up_batches,
+from scripts.bench_loader import MissingError, last_line, peer_environment
+from scripts.bench_peers import ROOT, warm_up_batches
+from scripts.bench_report import machine, write_report
+from scripts.bench_s3_peers import CONTENDERS, PEERS, Epoch, Task
+from scripts.bench_s3_server import (
+    QUIET_SECONDS,
+    Meter,
+    Server,
+    environment,
+    make_shards,
 )
 from sharding.console import positive
-from sharding.errors import DataError, UsageError, reports_errors
-from tests.fault_proxy import BUCKET, Fault, FaultProxy, Seen, s3_endpoint
-
-if TYPE_CHECKING:
-    from loaders.stats import Counters
+from sharding.errors import UsageError, reports_errors
 
 EXAMPLE = """examples:
   python scripts/bench_s3.py --images /data/imagenet/val --json s3.json
   python scripts/bench_s3.py --images /data/imagenet/val --peers none --mb_per_s 100
 """
-SHARDS = 24
-LANES = 4
-WINDOW = 64
+SHARDS = 24  # at least
+SHARD_IMAGES = 100  # at most; moto copies a whole shard for each range of it
 NODES = (1, 4)
-CURL = "curl -s --retry 5 --retry-all-errors"  # moto closes a connection now and then
 MAY_WAIT = 0.05
 """Share of the time that workers may wait beyond what the wire makes them."""
 MAY_READ = 1.05
 """Times the data set that all nodes together may read in the first epoch."""
 TIMEOUT_SECONDS = 600
-QUIET_SECONDS = 1.0  # without a request: what was to be fetched has come
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Task:
-    """What the process of a contender is told."""
-
-    contender: str
-    endpoint: str
-    prefix: str
-    """Of the objects, below which each format has its own; without the bucket."""
-    folder: str
-    """Its own, empty."""
-    workers: int
-    batch: int
-    """Samples of a global batch."""
-    rank: int = 0
-    world: int = 1
-
-    @property
-    def url(self) -> str:
-        """Where all formats are."""
-        return f"s3://{BUCKET}/{self.prefix}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Epoch:
-    """What a contender's process measured."""
-
-    images: int
-    """After the first batches, and so are `seconds` and `counters`."""
-    seconds: float
-    all_images: int
-    all_seconds: float
-    first_seconds: float
-    """Until the first batch."""
-    counters: dict[str, float]
-
-    @property
-    def rate(self) -> float:
-        """Images a second after the first batches."""
-        return self.images / self.seconds
-
-    @property
-    def all_rate(self) -> float:
-        """The same from the first request on."""
-        return self.all_images / self.all_seconds
-
-
-# ----- contenders, in processes of their own
-
-Opened = tuple[Epochs, "Callable[[], Counters] | None"]
-
-
-def open_ours(task: Task, *, cached: bool) -> Opened:
-    """StreamingLoader, with a cache of unlimited size or none."""
-    from loaders.augment import AugmentConfig
-    from loaders.loader import StreamingLoader
-    from loaders.order import OrderConfig
-    from loaders.prefetch import CacheConfig
-    from loaders.reader import ShardReader
-    from loaders.topology import Topology
-    from sharding.dataset import PackedSplit
-
-    split = PackedSplit.open(f"{task.url}/shards")
-    split.check_present()
-    loader = StreamingLoader(
-        ShardReader(split),
-        order=OrderConfig(lanes=LANES, window=WINDOW),
-        augment=AugmentConfig(),
-        topology=Topology(global_batch=task.batch, rank=task.rank, world=task.world),
-        size=SIZE,
-        workers=task.workers,
-        prefetch=PREFETCH,
-        cache=CacheConfig(folder=Path(task.folder), limit=10**12) if cached else None,
-    )
-    wait_for_server()
-
-    def epochs(epoch: int) -> Iterator[Any]:
-        loader.set_epoch(epoch)
-        return (made.images for made in loader)
-
-    return epochs, loader.counters
-
-
-def wait_for_server() -> None:
-    """Return when the server that workers are forked from has imported what they need."""
-    from sharding.process import FROM_SERVER
-
-    process = FROM_SERVER.Process(target=os.getpid)
-    process.start()
-    process.join()
-
-
-def open_webdataset(task: Task) -> Opened:
-    """Its own reader over our shards, through its own pipe: opener."""
-    import webdataset as wds
-
-    names = json.loads((Path(task.folder).parent / "tars.json").read_text())
-    place = f"{task.endpoint}/{BUCKET}/{task.prefix}/shards"
-    dataset = (
-        wds.WebDataset([f"pipe:{CURL} {place}/{name}" for name in names], shardshuffle=len(names))
-        .shuffle(1000)
-        .decode("pil")
-        .to_tuple("jpeg;jpg", "cls")
-        .map_tuple(transform(), int)
-        .batched(task.batch, partial=False)
-    )
-    return through(wds.WebLoader, dataset, task.workers, batch_size=None), None
-
-
-def pack_mosaic(work: Path, out: Path, size: int) -> None:
-    """MDS, images as they are, in shards of `size` bytes."""
-    from streaming import MDSWriter
-
-    columns = {"image": "bytes", "label": "int"}
-    with MDSWriter(out=str(out), columns=columns, size_limit=size) as writer:
-        for path, label in photos(work):
-            writer.write({"image": Path(path).read_bytes(), "label": label})
-
-
-def open_mosaic(task: Task) -> Opened:
-    """MosaicML Streaming; it finds the server by S3_ENDPOINT_URL."""
-    from streaming import StreamingDataset
-    from streaming.base.util import clean_stale_shared_memory
-    from torch.utils.data import DataLoader
-
-    clean_stale_shared_memory()
-    prepare = decode_and_transform()
-
-    class Photos(StreamingDataset):  # type: ignore[misc]
-        def __getitem__(self, at: Any) -> tuple[Any, int]:
-            sample = super().__getitem__(at)
-            return prepare(sample["image"]), sample["label"]
-
-    dataset = Photos(
-        remote=f"{task.url}/mosaic", local=task.folder, shuffle=True, batch_size=task.batch
-    )
-    return through(DataLoader, dataset, task.workers, batch_size=task.batch, drop_last=True), None
-
-
-def pack_litdata(work: Path, out: Path, size: int) -> None:
-    """LitData's chunks of `size` bytes, images as they are."""
-    from litdata import optimize
-
-    optimize(litdata_sample, photos(work), str(out), chunk_bytes=size, num_workers=1)
-
-
-def open_litdata(task: Task) -> Opened:
-    """LitData; it is told the server as a storage option."""
-    from litdata import StreamingDataLoader, StreamingDataset
-    from litdata.streaming import downloader
-
-    # Its client refuses http://, which no option of its own lets it take.
-    getattr(downloader, "_OBSTORE_CLIENT_OPTIONS", {})["allow_http"] = True
-    prepare = decode_and_transform()
-
-    class Photos(StreamingDataset):  # type: ignore[misc]
-        def __getitem__(self, index: Any) -> tuple[Any, int]:
-            sample = super().__getitem__(index)
-            return prepare(sample["image"]), sample["label"]
-
-    dataset = Photos(
-        f"{task.url}/litdata",
-        cache_dir=task.folder,
-        storage_options={"endpoint_url": task.endpoint},
-        shuffle=True,
-        drop_last=True,
-    )
-    return through(
-        StreamingDataLoader, dataset, task.workers, batch_size=task.batch, drop_last=True
-    ), None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Contender:
-    """A loader, and where it runs."""
-
-    title: str
-    open: Callable[[Task], Opened]
-    venv: str = ""
-    """Its interpreter: .bench/<venv>, or the current one if this is empty."""
-    package: str = ""
-    pack: Callable[[Path, Path, int], None] | None = None
-    """Makes its format, if that is not our shards: (work, what to make, bytes of a shard)."""
-    cached: bool = True
-    """Whether its second epoch is to be told from its first."""
-
-
-CONTENDERS = {
-    "ours": Contender(title="shardstream", open=partial(open_ours, cached=True)),
-    "ours-direct": Contender(
-        title="shardstream without a cache", open=partial(open_ours, cached=False), cached=False
-    ),
-    "webdataset": Contender(
-        title="webdataset, pipe:curl",
-        open=open_webdataset,
-        package="webdataset",
-        cached=False,
-    ),
-    "mosaic": Contender(
-        title="MosaicML Streaming",
-        open=open_mosaic,
-        venv="mosaic",
-        package="mosaicml-streaming",
-        pack=pack_mosaic,
-    ),
-    "litdata": Contender(
-        title="LitData", open=open_litdata, venv="litdata", package="litdata", pack=pack_litdata
-    ),
-}
-PEERS = [name for name in CONTENDERS if not name.startswith("ours")]
-
-
-def iterate(
-    batches: Iterable[Any], counters: "Callable[[], Counters] | None", *, skip: int
-) -> Epoch:
-    """Time an epoch whose first `skip` batches are not counted."""
-    begin = time.perf_counter()
-    total = before = 0
-    first = start = stop = math.nan
-    then = None
-    for number, images in enumerate(batches, 1):
-        assert tuple(images.shape[1:]) == (SIZE, SIZE, 3), images.shape
-        total += len(images)
-        stop = time.perf_counter()
-        if number == 1:
-            first = stop
-        if number == skip:
-            before, start = total, stop
-            then = counters and counters()
-    did = counters().minus(then)._asdict() if counters and then else {}
-    return Epoch(
-        images=total - before,
-        seconds=stop - start,
-        all_images=total,
-        all_seconds=stop - begin,
-        first_seconds=first - begin,
-        counters=did,
-    )
-
-
-def serve(task: Task) -> None:
-    """Iterate one epoch for each number read; print what was measured as a line of JSON."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-    import PIL
-    import torch
-
-    torch.set_num_threads(1)
-    contender = CONTENDERS[task.contender]
-    epochs, counters = contender.open(task)
-    known = {"torch": version("torch"), "pillow": PIL.__version__}
-    if contender.package:
-        known[contender.package] = version(contender.package)
-    print(json.dumps(known), file=answers, flush=True)
-    skip = warm_up_batches(task.workers)
-    for line in sys.stdin:
-        made = iterate(epochs(int(line)), counters, skip=skip)
-        print(json.dumps(asdict(made)), file=answers, flush=True)
 
 
 class Runner:
@@ -352,7 +78,7 @@ class Runner:
         self._log = folder.with_suffix(".log")
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                command(CONTENDERS[task.contender].venv, "--child", json.dumps(asdict(task))),
+                command(CONTENDERS[task.contender].venv, "serve", json.dumps(asdict(task))),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -398,103 +124,11 @@ class Runner:
 
 
 def command(venv: str, *arguments: str) -> list[str]:
-    """Run this file in an interpreter of .bench/, or the current one. Raises MissingError."""
+    """Run the contenders' file in an interpreter of .bench/, or this one. Raises MissingError."""
     python = ROOT / ".bench" / venv / "bin" / "python" if venv else Path(sys.executable)
     if not python.exists():
         raise MissingError(f"scripts/bench_setup.sh {venv} installs it")
-    return [str(python), __file__, *arguments]
-
-
-def environment(endpoint: str) -> dict[str, str]:
-    """Where a child finds the server: each library has its own variable for it."""
-    region = os.environ.get("AWS_REGION", "us-east-1")
-    return peer_environment() | {
-        "AWS_ENDPOINT_URL": endpoint,
-        "S3_ENDPOINT_URL": endpoint,
-        "AWS_REGION": region,
-        "AWS_DEFAULT_REGION": region,
-    }
-
-
-# ----- the server
-
-
-@dataclass
-class Meter(FaultProxy):
-    """A proxy that knows what went through it."""
-
-    sent: list[tuple[float, int]] = field(default_factory=list)
-    """When (time.perf_counter), and how many bytes."""
-    asked: list[float] = field(default_factory=list)
-    """When a request came."""
-
-    def take(self, seen: Seen) -> Fault | None:
-        """See FaultProxy."""
-        self.asked.append(time.perf_counter())
-        return super().take(seen)
-
-    def pace(self, size: int) -> None:
-        """See FaultProxy."""
-        self.sent.append((time.perf_counter(), size))
-        super().pace(size)
-
-    def settle(self) -> None:
-        """Wait until nobody asks for anything."""
-        while not self.sent or time.perf_counter() - self.sent[-1][0] < QUIET_SECONDS:
-            time.sleep(0.05)
-
-    def reads(self) -> int:
-        """Requests for objects."""
-        return sum(one.method == "GET" and "list-type" not in one.path for one in self.seen)
-
-
-class Server:
-    """An S3 server: moto's, started here, or that of an endpoint; what is put there is removed."""
-
-    def __init__(self, endpoint: str | None) -> None:
-        import boto3
-
-        os.environ.setdefault("AWS_REGION", "us-east-1")
-        before = set(_children())
-        self.endpoint = endpoint or s3_endpoint()
-        new = [pid for pid in _children() if pid not in before]
-        self._process = new[0] if new and endpoint is None else None
-        self.title = "moto on loopback" if endpoint is None else endpoint
-        region = os.environ["AWS_REGION"]
-        self._s3 = boto3.client("s3", endpoint_url=self.endpoint, region_name=region)
-        self._keys: list[str] = []
-        if BUCKET not in {bucket["Name"] for bucket in self._s3.list_buckets()["Buckets"]}:
-            self._s3.create_bucket(Bucket=BUCKET)
-
-    def upload(self, folder: Path, prefix: str) -> None:
-        """Put all files below a folder there, under their relative names."""
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            key = f"{prefix}/{path.relative_to(folder).as_posix()}"
-            self._s3.upload_file(str(path), BUCKET, key)
-            self._keys.append(key)
-
-    def clear(self) -> None:
-        """Remove what was put there."""
-        for key in self._keys:
-            self._s3.delete_object(Bucket=BUCKET, Key=key)
-
-    def cpu_seconds(self) -> float:
-        """What the server has used of the processor; 0 where it is not ours."""
-        if self._process is None:
-            return 0.0
-        values = Path(f"/proc/{self._process}/stat").read_text().rpartition(")")[2].split()
-        return sum(map(int, values[11:13])) / os.sysconf("SC_CLK_TCK")
-
-
-def _children() -> list[int]:
-    try:
-        return [
-            int(pid)
-            for path in Path("/proc/self/task").glob("*/children")
-            for pid in path.read_text().split()
-        ]
-    except OSError:
-        return []
+    return [str(python), str(Path(__file__).with_name("bench_s3_peers.py")), *arguments]
 
 
 # ----- the first part: all contenders
@@ -554,7 +188,7 @@ def pack_and_upload(name: str, work: Path, server: Server) -> None:
     shard_bytes = max(path.stat().st_size for path in _tars(work))
     with log.open("w") as output:
         status = subprocess.run(
-            command(contender.venv, "--pack", name, str(work), str(shard_bytes)),
+            command(contender.venv, "pack", name, str(work), str(shard_bytes)),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -788,19 +422,12 @@ def slow_line(nodes: int, each: list[Slow]) -> tuple[str, dict[str, str]]:
 def main(arguments: list[str] | None = None) -> int:
     """Pack, upload, measure, print."""
     options = _options(arguments)
-    if options.child:
-        serve(Task(**json.loads(options.child)))
-        return 0
-    if options.pack:
-        name, work, size = options.pack
-        pack = CONTENDERS[name].pack
-        assert pack is not None
-        pack(Path(work), Path(work) / name, int(size))
-        return 0
     _check(options)
     with contextlib.ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench_s3_")))
-        shards, sources = make_shards(options.images, work, options.count, shards=SHARDS)
+        shards, sources = make_shards(
+            options.images, work, options.count, shards=max(SHARDS, options.count // SHARD_IMAGES)
+        )
         names = [path.name for path in _tars(work)]
         (work / "tars.json").write_text(json.dumps(names))
         server = Server(options.endpoint)
@@ -840,40 +467,18 @@ def main(arguments: list[str] | None = None) -> int:
     for what, verdict in must_hold.items():
         print(f"{what}: {verdict}")
     if options.json:
-        result = {
-            "command": shlex.join(sys.argv),
-            "machine": known | {"load_average": load},
-            "server": server.title,
-            "versions": versions,
-            "summary": rows,
-            "missing": missing,
-            "must_hold": must_hold,
-            "rounds": [asdict(one) for one in rounds],
-            "slow": [asdict(one) for each in slow.values() for one in each],
-        }
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_report(
+            options.json,
+            load=load,
+            server=server.title,
+            versions=versions,
+            summary=rows,
+            missing=missing,
+            must_hold=must_hold,
+            rounds=[asdict(one) for one in rounds],
+            slow=[asdict(one) for each in slow.values() for one in each],
+        )
     return 0
-
-
-def make_shards(images: Path, work: Path, count: int, *, shards: int) -> tuple[Path, int]:
-    """WORK/photos of `count` images, and WORK/shards/train; returns that and how many photos.
-
-    Raises DataError where there are none.
-    """
-    found = (path for path in images.rglob("*") if path.is_file())
-    sources = sorted(path for path in found if path.suffix.lower() in {".jpg", ".jpeg"})
-    if not sources:
-        raise DataError(f"--images {images}: no *.jpg or *.jpeg in it")
-    make_photos(sources[:count], work, count)
-    photographs, out = str(work / "photos"), work / "shards"
-    samples = str(math.ceil(count / shards))
-    subprocess.run(
-        [sys.executable, "shard.py", "pack", photographs, str(out), "--max_samples", samples],
-        cwd=ROOT,
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    return out / "train", len(sources)
 
 
 def _progress(text: str) -> None:
@@ -926,8 +531,6 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=positive, default=64, metavar="N", help="default 64")
     parser.add_argument("--endpoint", metavar="URL", help="an S3 server (default: starts moto)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all rounds here")
-    parser.add_argument("--child", help=argparse.SUPPRESS)  # what a process is told
-    parser.add_argument("--pack", nargs=3, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 

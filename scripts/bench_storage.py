@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import json
 import os
-import shlex
 import statistics
 import struct
 import subprocess
@@ -31,8 +30,9 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))  # where scripts.bench_peers is found
 
-from scripts.bench_loader import machine, make_photos, peer_environment
+from scripts.bench_loader import make_photos, peer_environment
 from scripts.bench_peers import PREFETCH, ROOT, SIZE, warm_up_batches
+from scripts.bench_report import machine, write_report
 from sharding.console import positive
 from sharding.errors import DataError, UsageError, reports_errors
 
@@ -354,16 +354,13 @@ def main(arguments: list[str] | None = None) -> int:
     for what, verdict in found.items():
         print(f"{what}: {verdict}")
     if options.json:
-        result = {
-            "command": shlex.join(sys.argv),
-            "machine": known | {"load_average": load},
-            "summary": [asdict(row) for row in rows],
-            "must_hold": found,
-            "rounds": [
-                asdict(case) | asdict(one) for case, each in measured.items() for one in each
-            ],
-        }
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_report(
+            options.json,
+            load=load,
+            summary=[asdict(row) for row in rows],
+            must_hold=found,
+            rounds=[asdict(case) | asdict(one) for case, each in measured.items() for one in each],
+        )
     if options.plot:
         plot(rows, options.plot)
     return 0

@@ -9,7 +9,9 @@ from PIL import Image
 
 from loaders.stats import Counters
 from scripts import bench_s3
-from scripts.bench_s3 import Epoch, Meter, Round, Slow, fastest, slow_line, summarize, table
+from scripts.bench_s3 import Round, Slow, fastest, slow_line, summarize, table
+from scripts.bench_s3_peers import Epoch
+from scripts.bench_s3_server import Meter, Server
 from sharding.s3 import S3Store
 from tests.fault_proxy import BUCKET
 
@@ -71,7 +73,7 @@ def test_workers_wait_no_longer_than_the_wire_makes_them(read_s: float, verdict:
 
 def test_a_meter_counts_what_goes_through(tmp_path: Path) -> None:
     """Each answer's bytes and each request for an object, in time."""
-    server = bench_s3.Server(None)
+    server = Server(None)
     (tmp_path / "a").write_bytes(bytes(100_000))
     server.upload(tmp_path, "metered")
     try:

@@ -151,6 +151,7 @@ def test_samples_that_are_read_before_are_not_fetched_again(
 ) -> None:
     """Between two pieces readers read by range, once; those samples are left out of the rest."""
     monkeypatch.setattr("loaders.cache._PIECE", 1)  # a request a sample
+    monkeypatch.setattr("loaders.part._WAIT_SECONDS", 0.01)
     segment = max(segments_of(cache.split), key=lambda segment: segment.last - segment.first)
     facts = cache.index(segment.shard).table[segment.first : segment.last]
     start = sum(shard.samples for shard in cache.split.manifest.shards[: segment.shard])
