@@ -35,6 +35,8 @@ class AugmentConfig:
     flip: randaugment, trivialaugment, autoaugment."""
     policy_magnitude: int = 9
     """Of randaugment, 0 to 30."""
+    policy_magnitude_std: float = 0.0
+    """Standard deviation of the magnitude, which is drawn for each operation, as in timm."""
     policy_ops: int = 2
     """Of randaugment: operations on each image."""
     erase_probability: float = 0.0
@@ -47,6 +49,10 @@ class AugmentConfig:
             raise ValueError(
                 f"policy_magnitude must be in 0..30 and policy_ops at least 1, got "
                 f"{self.policy_magnitude} and {self.policy_ops}"
+            )
+        if not 0 <= self.policy_magnitude_std <= 30:
+            raise ValueError(
+                f"policy_magnitude_std must be in 0..30, got {self.policy_magnitude_std}"
             )
         if not 0 <= self.erase_probability <= 1:
             raise ValueError(f"erase_probability must be in 0..1, got {self.erase_probability}")

@@ -1,5 +1,6 @@
 """Policies: torchvision's results, and a function of the sample's names alone."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 from loaders.augment import AugmentConfig, Draw, erased_boxes
-from loaders.policy import MEAN_COLOUR, finish
+from loaders.policy import MEAN_COLOUR, finish, magnitudes
 from sharding.streams import Purpose
 from tests.make_shards import picture
 
@@ -58,6 +59,40 @@ def test_it_is_torchvisions(policy: str) -> None:
     for image, seed, made in zip(batch(), seeds.tolist(), ours, strict=True):
         torch.manual_seed(seed)
         assert np.array_equal(np.asarray(theirs(Image.fromarray(image))), made)
+
+
+def test_magnitudes_vary_around_the_configured_one() -> None:
+    """Normal by the sample's names, one for each operation, none outside of 0..30."""
+    config = AugmentConfig(
+        policy="randaugment", policy_magnitude=21, policy_magnitude_std=1.5, policy_ops=2
+    )
+    draw = draw_of(list(range(4000)))
+    found = magnitudes(config, draw)
+    assert found.shape == (4000, 2)
+    assert abs(found.mean() - 21) < 0.05
+    assert abs(found.std() - 1.5) < 0.1  # rounding adds a little
+    assert not np.array_equal(found[:, 0], found[:, 1])
+    assert np.array_equal(magnitudes(config, draw_of([7, 3])), found[[7, 3]])
+    wide = magnitudes(replace(config, policy_magnitude_std=30.0), draw)
+    assert (wide.min(), wide.max()) == (0, 30)
+
+
+def test_varied_operations_are_torchvisions() -> None:
+    """Each operation is RandAugment's own with one operation at the drawn magnitude."""
+    draw = draw_of(list(range(6)))
+    config = AugmentConfig(policy="randaugment", policy_magnitude=15, policy_magnitude_std=9.0)
+    images = batch()
+    finish(images, draw, config)
+    seeds = draw.bits(Purpose.POLICY, 1)[:, 0] >> np.uint64(1)
+    drawn = magnitudes(config, draw).tolist()
+    for image, seed, each, made in zip(batch(), seeds.tolist(), drawn, images, strict=True):
+        torch.manual_seed(seed)
+        expected = Image.fromarray(image)
+        for magnitude in each:
+            expected = v2.RandAugment(1, magnitude, interpolation=InterpolationMode.BILINEAR)(
+                expected
+            )
+        assert np.array_equal(np.asarray(expected), made)
 
 
 def test_the_global_generator_is_as_before() -> None:
