@@ -10,11 +10,12 @@ from functools import lru_cache
 from pathlib import Path
 
 from loaders.order import Order, OrderConfig
+from sharding.arguments import add_pack, add_workers
 from sharding.commands import main_copy, main_index, main_pack, main_seal, main_unpack, main_verify
-from sharding.console import byte_size, cores, natural, positive, share
-from sharding.dataset import open_splits
+from sharding.console import natural, positive, share
+from sharding.dataset import PackedSplit, open_splits
 from sharding.errors import UsageError, reports_errors
-from sharding.manifest import CHECKS, ON_BAD, ImageRules, Manifest, Packing
+from sharding.info import MOST_SHARDS, main_info
 
 EXAMPLES = """examples:
   python shard.py pack /data/imagenet /data/imagenet-shards
@@ -26,38 +27,19 @@ EXAMPLES = """examples:
   python shard.py copy s3://bucket/imagenet /fsx/imagenet-shards
   python shard.py unpack /data/imagenet-shards /data/imagenet-again
   python shard.py info /data/imagenet-shards
+  python shard.py preview /data/imagenet-shards sheet.png --recipe recipes/torchvision_v2.yaml
   python shard.py locate /data/imagenet-shards --epoch 3 --step 1200 --global_batch 1024 --world 8
 """
 
 
-def main_info(options: argparse.Namespace) -> int:
-    """Say what is in a data set."""
-    facts = [
-        _facts(split.manifest, split.store.url)
-        for split in open_splits(options.destination).values()
-    ]
-    if options.json:
-        print(json.dumps(facts, indent=1))
-        return 0
-    names = [name for name in facts[0] if name != "class_names"]
-    width = max(len(name) for name in names)
-    columns = [[str(fact[name]) for name in names] for fact in facts]
-    for row, name in enumerate(names):
-        cells = "  ".join(column[row].ljust(max(map(len, column))) for column in columns)
-        print(f"{name.replace('_', ' '):<{width}}  {cells}".rstrip())
-    return 0
-
-
 def main_locate(options: argparse.Namespace) -> int:
     """Say where each rank's samples of one training step stand."""
-    splits = open_splits(options.destination)
-    split = splits.get("train") or next(iter(splits.values()))
+    split = _training_split(options.destination)
     try:
         config = OrderConfig(seed=options.seed, lanes=options.lanes, window=options.window)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    if options.epoch >= 1 << 24:
-        raise UsageError(f"--epoch must be below 2^24, got {options.epoch}")
+    _check_epoch(options.epoch)
     order = Order([shard.samples for shard in split.manifest.shards], config)
     steps = order.steps(options.global_batch)
     if options.step >= steps:
@@ -104,23 +86,40 @@ def main_locate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _facts(manifest: Manifest, url: str) -> dict[str, object]:
-    samples = [shard.samples for shard in manifest.shards]
-    return {
-        "split": manifest.split,
-        "url": url,
-        "digest": manifest.digest,
-        "samples": manifest.samples,
-        "classes": len(manifest.classes),
-        "shards": len(samples),
-        "samples_a_shard": f"{min(samples)} to {max(samples)}",
-        "megabytes": round(manifest.total_bytes / 1e6, 1),
-        "packing_seed": manifest.packing.seed if manifest.packing else "none: shards of others",
-        "images_rejected": manifest.source.rejected,
-        "kinds": ", ".join(f"{n} {kind}" for kind, n in manifest.source.kinds.items()) or "unknown",
-        "made_anew": _made_anew(manifest.images),
-        "class_names": manifest.classes,
-    }
+def main_preview(options: argparse.Namespace) -> int:
+    """Draw some samples, and what training makes of them."""
+    # Torch and Lightning take seconds to import; the other commands do without.
+    from loaders.preview import EPOCHS, draw_preview  # noqa: PLC0415
+    from recipes.schema import Recipe, load_recipe  # noqa: PLC0415
+
+    _check_epoch(options.epoch, shown=EPOCHS)
+    recipe = load_recipe(options.recipe) if options.recipe else Recipe()
+    split = _training_split(options.destination)
+    notes = ["Mixup and cutmix, which mix whole images on the device, are not shown."]
+    picture = draw_preview(
+        split,
+        recipe.data,
+        title=f"{split.store.url}, {options.recipe or 'default options'}",
+        seed=recipe.seed if options.seed is None else options.seed,
+        epoch=options.epoch,
+        samples=options.samples,
+        notes=notes if recipe.mix.mixes else [],
+    )
+    options.picture.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(options.picture, "PNG")
+    print(f"{options.picture}: {picture.width} x {picture.height} pixels")
+    return 0
+
+
+def _training_split(url: str) -> PackedSplit:
+    """The training split, or the only one."""
+    splits = open_splits(url)
+    return splits.get("train") or next(iter(splits.values()))
+
+
+def _check_epoch(epoch: int, *, shown: int = 1) -> None:
+    if epoch + shown > 1 << 24:  # 24 bits of it name random streams
+        raise UsageError(f"--epoch must be at most {(1 << 24) - shown}, got {epoch}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -143,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
         ("pack", main_pack, "turn an ImageFolder into shards"),
         ("seal", main_seal, "finish what `pack --part` made; takes the options of pack"),
     ):
-        _add_pack(command(name, run, title))
+        add_pack(command(name, run, title))
 
     sub = command("index", main_index, "adopt webdataset tars that others made, as they are")
     sub.add_argument("urls", metavar="URLS", help="'folder/name-{000..999}.tar'")
@@ -156,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
         "--label_key", default="label", metavar="KEY", help="of samples with .json (default: label)"
     )
     _add_order(sub)
-    _add_workers(sub)
+    add_workers(sub)
 
     sub = command("verify", main_verify, "read every byte again and check it")
     sub.add_argument("destination", metavar="DST")
@@ -166,21 +165,41 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--seed", type=natural, default=0, metavar="N", help="chooses other samples (default 0)"
     )
-    _add_workers(sub)
+    add_workers(sub)
 
     sub = command("unpack", main_unpack, "give the ImageFolder back, byte for byte")
     sub.add_argument("destination", metavar="DST")
     sub.add_argument("folder", type=Path, metavar="FOLDER", help="new or empty")
-    _add_workers(sub)
+    add_workers(sub)
 
     sub = command("copy", main_copy, "copy a data set between stores; checked, goes on when killed")
     sub.add_argument("source", metavar="SRC")
     sub.add_argument("destination", metavar="DST")
-    _add_workers(sub)
+    add_workers(sub)
 
-    sub = command("info", main_info, "say what is in a data set")
+    sub = command("info", main_info, "say what is in a data set, with small histograms")
     sub.add_argument("destination", metavar="DST")
     sub.add_argument("--json", action="store_true", help="print JSON")
+    sub.add_argument(
+        "--all",
+        action="store_true",
+        help="read the index of every shard for the histograms "
+        f"(default: {MOST_SHARDS} of a split; its classes are counted where that is all)",
+    )
+
+    sub = command("preview", main_preview, "draw samples, and what training makes of them")
+    sub.add_argument("destination", metavar="DST")
+    sub.add_argument("picture", type=Path, metavar="PNG")
+    sub.add_argument(
+        "--samples", type=positive, default=8, metavar="N", help="the epoch's first (default 8)"
+    )
+    sub.add_argument(
+        "--epoch", type=natural, default=0, metavar="E", help="the first that is shown (default 0)"
+    )
+    sub.add_argument(
+        "--recipe", type=Path, metavar="YAML", help="says how images are augmented, and the seed"
+    )
+    sub.add_argument("--seed", type=natural, metavar="N", help="the run's (default: the recipe's)")
 
     sub = command("locate", main_locate, "say where each rank's samples of a training step stand")
     sub.add_argument("destination", metavar="DST")
@@ -200,99 +219,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_pack(sub: argparse.ArgumentParser) -> None:
-    rules = ImageRules()
-    sub.add_argument(
-        "source", type=Path, metavar="SRC", help="folder with train/ and val/, or one split"
-    )
-    sub.add_argument(
-        "destination", metavar="DST", help="folder for the shards; each split gets its own"
-    )
-    group = sub.add_argument_group("shards")
-    group.add_argument(
-        "--shard_size",
-        type=byte_size,
-        default=Packing().shard_bytes,
-        metavar="SIZE",
-        help="of one shard, for example 256MB (default 128MB)",
-    )
-    group.add_argument("--max_samples", type=positive, metavar="N", help="samples a shard, at most")
-    group.add_argument(
-        "--seed", type=natural, default=0, metavar="N", help="of the packer's shuffle (default 0)"
-    )
-    group = sub.add_argument_group("labels")
-    group.add_argument(
-        "--classes", type=Path, metavar="FILE", help="class names in label order, one a line"
-    )
-    group.add_argument(
-        "--val_labels",
-        type=Path,
-        metavar="FILE",
-        help="of a flat val: LOC_val_solution.csv or ILSVRC2012_validation_ground_truth.txt",
-    )
-    group.add_argument(
-        "--synsets",
-        type=Path,
-        metavar="FILE",
-        help="for the ground truth's numbers: the devkit's meta.mat, or map_clsloc.txt",
-    )
-    group = sub.add_argument_group("images")
-    group.add_argument("--check", choices=CHECKS, default=rules.check, help="default: %(default)s")
-    group.add_argument(
-        "--on_bad", choices=ON_BAD, default=rules.on_bad, help="bad images (default: %(default)s)"
-    )
-    group.add_argument(
-        "--max_pixels",
-        type=positive,
-        default=rules.max_pixels,
-        metavar="N",
-        help="width x height above which an image is bad (default: %(default)s)",
-    )
-    group.add_argument(
-        "--resize", type=positive, metavar="PIXELS", help="shrink a longer shorter side to this"
-    )
-    group.add_argument(
-        "--quality",
-        type=positive,
-        default=rules.quality,
-        metavar="Q",
-        help="of JPEGs made anew (default: %(default)s)",
-    )
-    group.add_argument(
-        "--transcode", action="store_true", help="store CMYK JPEGs, PNGs and WebPs as plain JPEGs"
-    )
-    group = sub.add_argument_group("where it runs")
-    _add_workers(group)
-    group.add_argument(
-        "--cluster",
-        metavar="ADDRESS",
-        help="a Dask scheduler, tcp://host:8786; or local, for Dask on this machine",
-    )
-    group.add_argument(
-        "--part",
-        metavar="i/n",
-        help="make the i-th of n parts, from 0, for a job array; slurm: this task of srun's",
-    )
-
-
 def _add_order(sub: argparse.ArgumentParser) -> None:
     defaults = OrderConfig()
     for name, value in (("lanes", defaults.lanes), ("window", defaults.window)):
         sub.add_argument(
             f"--{name}", type=positive, default=value, metavar="N", help="of the order that trains"
         )
-
-
-def _add_workers(sub: argparse._ActionsContainer) -> None:
-    sub.add_argument(
-        "--workers", type=positive, default=cores(), metavar="N", help="processes (default: cores)"
-    )
-
-
-def _made_anew(rules: ImageRules) -> str:
-    steps = [f"shorter side at most {rules.resize}"] if rules.resize else []
-    steps += ["transcoded to JPEG"] if rules.transcode else []
-    return f"{' and '.join(steps)}, quality {rules.quality}" if steps else "nothing"
 
 
 @reports_errors

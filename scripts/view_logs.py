@@ -7,14 +7,14 @@ of a resumed run follow each other.
 """
 
 import argparse
+import colorsys
 import csv
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import yaml
 
@@ -22,30 +22,34 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from sharding.errors import UsageError, reports_errors
 
-mpl.use("Agg")
-import matplotlib.pyplot as plt
-
 EXAMPLE = """example:
   python scripts/view_logs.py runs/base
 """
 Metrics = dict[str, dict[int, float]]
 """Name -> step -> value."""
+Panel = tuple[str, tuple[str, ...]]
+"""Title, and the metrics that share it."""
 LR_FINDER = "lr_finder_plot.png"
 
+LOSS: Panel = ("loss", ("train/loss", "val/loss", "val_ema/loss"))
+ACCURACY: Panel = ("top-1 accuracy", ("train/acc1", "val/acc1", "val_ema/acc1"))
+RATE: Panel = ("learning rate", ("lr",))
+DATA: tuple[Panel, ...] = (
+    ("images/s of a device", ("device/images_per_s", "data/images_per_s")),
+    ("share of the time spent waiting for data", ("data/wait_fraction",)),
+)
 _TRAINING = (
-    ("loss", ("train/loss", "val/loss", "val_ema/loss")),
-    ("top-1 accuracy", ("train/acc1", "val/acc1", "val_ema/acc1")),
+    LOSS,
+    ACCURACY,
     ("top-5 accuracy", ("train/acc5", "val/acc5", "val_ema/acc5")),
-    ("learning rate", ("lr",)),
+    RATE,
 )
 _GPU = (
     ("GPU utilization, %", ("device/utilization",)),
     ("GPU memory, GB", ("device/memory_gb",)),
 )
-_DATA = (
-    ("images/s of a device", ("device/images_per_s", "data/images_per_s")),
-    ("share of the time spent waiting for data", ("data/wait_fraction",)),
-)
+_DASHES = ("-", "--", ":")
+_CYCLE = 10  # colours that matplotlib gives by number
 
 
 def read_metrics(run: Path) -> Metrics:
@@ -68,46 +72,92 @@ def read_metrics(run: Path) -> Metrics:
     return metrics
 
 
-def draw(metrics: Metrics, panels: Sequence[tuple[str, tuple[str, ...]]], path: Path) -> bool:
+def draw(runs: Mapping[str, Metrics], panels: Sequence[Panel], path: Path) -> bool:
     """A picture of the panels that have values; False, and no picture, if none has."""
-    there = [
-        (title, found) for title, names in panels if (found := [n for n in names if n in metrics])
-    ]
-    if not there:
+    figure = plot(runs, panels)
+    if figure is None:
         return False
-    rows = -(-len(there) // 2)
-    figure, grid = plt.subplots(
-        rows, min(len(there), 2), figsize=(11, 3.8 * rows), squeeze=False, constrained_layout=True
-    )
-    for axes in grid.flat[len(there) :]:
-        axes.set_visible(False)
-    for (title, names), axes in zip(there, grid.flat, strict=False):
-        for name in names:
-            _curve(axes, name, metrics[name])
-        axes.set(title=title, xlabel="optimizer step")
-        if title.startswith(("images", "GPU", "share")):
-            axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-        if len(names) > 1:
-            axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
     return True
 
 
-def _curve(axes: Any, name: str, values: dict[int, float]) -> None:
+def plot(runs: Mapping[str, Metrics], panels: Sequence[Panel]) -> Any:
+    """The panels that have values, as a figure of matplotlib; None if none has.
+
+    runs: by name. Of one run each metric has a colour; of several each run has one, and the metrics
+    differ in their dashes. Raises UsageError where matplotlib is missing.
+    """
+    there = [
+        (title, found)
+        for title, names in panels
+        if (found := [name for name in names if any(name in run for run in runs.values())])
+    ]
+    if not there:
+        return None
+    last = max(max(values) for run in runs.values() for values in run.values()) or 1
+    columns, rows = min(len(there), 2), -(-len(there) // 2)
+    figure = _figure((11, 3.8 * rows))
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(there) :]:
+        axes.set_visible(False)
+    for (title, names), axes in zip(there, grid.flat, strict=False):
+        _fill(axes, runs, names)
+        axes.set(title=title, xlabel="optimizer step", xlim=(-0.03 * last, 1.03 * last))
+        if title.startswith(("images", "GPU", "share")):
+            least = 0.1 if title.startswith("share") else 0  # 1% of waiting is no mountain
+            axes.set_ylim(0, max(axes.get_ylim()[1], least))
+        axes.grid(alpha=0.3)
+    if len(runs) > 1:
+        keys = [grid.flat[0].plot([], [], color=c, lw=3)[0] for c in _colours(len(runs))]
+        figure.legend(keys, list(runs), loc="outside upper left", ncols=min(len(runs), 4))
+    return figure
+
+
+def _figure(size: tuple[float, float]) -> Any:
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415  (an extra)
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            "curves are drawn with matplotlib, which is missing: pip install 'shardstream[plots]'"
+        ) from error
+    return Figure(figsize=size, layout="constrained")
+
+
+def _fill(axes: Any, runs: Mapping[str, Metrics], names: Sequence[str]) -> None:
+    """The curves of one panel, and which metric is which if there are several."""
+    alone = len(runs) == 1
+    colours = _colours(len(runs))
+    for run, metrics in enumerate(runs.values()):
+        for kind, name in enumerate(names):
+            style = {"color": f"C{kind}"} if alone else {"color": colours[run], "ls": _DASHES[kind]}
+            if values := metrics.get(name):
+                _curve(axes, name, values, style)
+    if len(names) > 1:
+        for kind, name in enumerate(names):  # without values, for the legend
+            style = {"color": f"C{kind}"} if alone else {"color": "black", "ls": _DASHES[kind]}
+            axes.plot([], [], label=name, **style)
+        axes.legend()
+
+
+def _colours(runs: int) -> list[Any]:
+    """One for each run."""
+    if runs <= _CYCLE:
+        return [f"C{run}" for run in range(runs)]
+    return [colorsys.hsv_to_rgb(run / runs, 0.9, 0.8) for run in range(runs)]
+
+
+def _curve(axes: Any, name: str, values: dict[int, float], style: Mapping[str, Any]) -> None:
     """Few points as they are; many, pale, below their running mean."""
     steps = np.array(sorted(values))
     heights = np.array([values[step] for step in steps])
     width = len(steps) // 25
     if width < 4 or name == "lr":
-        axes.plot(steps, heights, label=name, marker="o" if len(steps) <= 30 else None, ms=3)
+        axes.plot(steps, heights, marker="o" if len(steps) <= 30 else None, ms=3, **style)
         return
-    (line,) = axes.plot(steps, heights, alpha=0.25, lw=0.8)
+    axes.plot(steps, heights, alpha=0.25, lw=0.8, color=style["color"])
     mean = np.convolve(heights, np.ones(width) / width, mode="valid")
-    middle = steps[(width - 1) // 2 :][: len(mean)]
-    axes.plot(middle, mean, label=name, color=line.get_color())
+    axes.plot(steps[(width - 1) // 2 :][: len(mean)], mean, **style)
 
 
 def results(metrics: Metrics) -> list[tuple[str, str]]:
@@ -132,6 +182,7 @@ def results(metrics: Metrics) -> list[tuple[str, str]]:
 def write_page(run: Path, out: Path) -> Path:
     """viewlogs.md, and its pictures beside it in images/."""
     metrics = read_metrics(run)
+    runs = {run.resolve().name: metrics}
     images = out / "images"
     images.mkdir(parents=True, exist_ok=True)
     lines = [f"# {run.resolve().name}", "", *_recipe(run)]
@@ -140,12 +191,12 @@ def write_page(run: Path, out: Path) -> Path:
         shutil.copy(run / LR_FINDER, images / LR_FINDER)
     pictures = (
         ("Learning rate finder", LR_FINDER, (images / LR_FINDER).exists(), "it was not used"),
-        ("Metrics over time", "metrics.png", draw(metrics, _TRAINING, images / "metrics.png"), ""),
-        ("GPU utilization", "gpu.png", draw(metrics, _GPU, images / "gpu.png"), "none was logged"),
+        ("Metrics over time", "metrics.png", draw(runs, _TRAINING, images / "metrics.png"), ""),
+        ("GPU utilization", "gpu.png", draw(runs, _GPU, images / "gpu.png"), "none was logged"),
         (
             "Throughput and waiting for data",
             "data.png",
-            draw(metrics, _DATA, images / "data.png"),
+            draw(runs, DATA, images / "data.png"),
             "",
         ),
     )

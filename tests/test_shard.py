@@ -109,6 +109,7 @@ def test_info(call: Call) -> None:
     status, out, _ = call("info out --json")
     facts = json.loads(out)
     assert (status, [fact["class_names"] for fact in facts]) == (0, [["a", "b", "c"]] * 2)
+    assert [fact["class_samples"] for fact in facts] == [[9, 8, 7], [2, 0, 3]]
     status, out, _ = call("info out")
     table = {line[:15].strip(): line[15:].split() for line in out.splitlines()}
     manifests = [split.manifest for split in open_splits("out").values()]
@@ -123,6 +124,9 @@ def test_info(call: Call) -> None:
     for name, values in said.items():
         assert [fact[name] for fact in facts] == values
         assert table[name] == [str(value) for value in values]
+    assert "train: images by shorter side in pixels\n  9 " in out
+    assert "val: classes by number of images\n" in out
+    assert call("info out --all")[1] == out  # of few shards all are read anyway
 
 
 @pytest.mark.parametrize(("world", "seed"), [(1, 0), (3, 0), (6, 5)])

@@ -1,6 +1,7 @@
 """view_logs: what stands in the page, and that each of its pictures is one."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,14 @@ def test_a_folder_without_logs_is_named(tmp_path: Path, capsys: pytest.CaptureFi
     assert view_logs.main([str(tmp_path)]) == 2
     assert f"{tmp_path} holds no logs" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_without_matplotlib_the_remedy_is_said(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, status 2."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert view_logs.main([str(run)]) == 2
+    err = capsys.readouterr().err
+    assert "pip install 'shardstream[plots]'" in err
+    assert err.count("\n") == 1
