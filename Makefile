@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-pillow test-s3 check format quick-test test-data train-local clean
+.PHONY: help setup demo test test-pillow test-s3 test-cluster coverage check docs format quick-test test-data train-local clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -27,12 +27,25 @@ test-pillow: .venv/ready ## run the decoders' tests on plain Pillow, whose pixel
 test-s3: .venv/ready ## run the S3 tests, and a training, against a real S3 server (root)
 	@set -e; exports=$$(scripts/swift_up.sh); eval "$$exports"; trap scripts/swift_down.sh EXIT; \
 	$(PYTHON) -m pytest -q tests/test_store.py tests/test_s3*.py tests/test_prefetch.py tests/test_copy.py \
-		tests/test_train.py::test_training_from_s3
+		tests/test_duplicate.py tests/test_published.py tests/test_mirror.py \
+		tests/test_train.py::test_training_from_s3 tests/test_train.py::test_checkpoints_on_s3_outlive_the_disk
 
-check: .venv/ready ## format, lint, types
+# SLURM comes from Debian's packages (root), and runs on loopback ports.
+test-cluster: .venv/ready ## run the tests on several nodes: SLURM, network namespaces (root)
+	@set -e; exports=$$(scripts/slurm_up.sh); eval "$$exports"; trap scripts/slurm_down.sh EXIT; \
+	$(PYTHON) -m pytest -q tests/cluster
+
+check: .venv/ready ## format, lint, types, import rules
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
+	$(PYTHON) -m pytest -q tests/test_structure.py
+
+docs: .venv/ready ## run the commands of README.md and docs/03_getting_started.md, as typed
+	$(PYTHON) scripts/run_docs.py
+
+coverage: .venv/ready ## run the tests, and show the lines that none of them runs
+	$(PYTHON) -m pytest -q --cov --cov-report=term-missing:skip-covered
 
 format: .venv/ready ## format the code
 	$(PYTHON) -m ruff format .

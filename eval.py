@@ -15,12 +15,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from loaders.datamodule import ImageNetData
-from model.checkpoint import BrokenCheckpointError, check
 from model.classifier import Classifier
+from model.hashes import BrokenCheckpointError, check
 from model.networks import build_network
 from model.tally import Tally
 from model.trainer import build_trainer
 from recipes.schema import Recipe, load_recipe
+from recipes.start import local_checkpoint
 from sharding.console import positive
 from sharding.errors import DataError, UsageError, reports_errors
 from sharding.store import atomic_file
@@ -29,6 +30,7 @@ EXAMPLES = """examples:
   python eval.py --config recipes/demo.yaml --checkpoint runs/demo/checkpoints/last.ckpt
   python eval.py --config recipes/base.yaml --checkpoint last.ckpt --size 256 --flip
   python eval.py --config recipes/base.yaml --checkpoint last.ckpt --tables evaluation
+  python eval.py --config recipes/base.yaml --checkpoint s3://bucket/base/last.ckpt
 """
 _LABELLED = 40  # classes that still have room for their names beside a picture
 
@@ -51,12 +53,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Evaluate; returns the exit status."""
     options = _options(arguments)
     recipe = _recipe(options)
-    if not options.checkpoint.is_file():
-        raise UsageError(f"there is no checkpoint {options.checkpoint}")
     plot = None if options.tables is None else _pyplot()
     data = ImageNetData(recipe.data, seed=recipe.seed, batch_size=recipe.trainer.batch_size)
     model = new_model(recipe, len(data.val.classes))
-    weights = load_weights(model, options.checkpoint, options.weights)
+    with local_checkpoint(options.checkpoint) as path:
+        weights = load_weights(model, path, options.weights)
     if options.flip:
         model.network = Flipped(model.network)
     samples = sum(data.val.counts)
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     tally = Tally(len(data.val.classes))
     trainer.callbacks.append(tally)  # type: ignore[attr-defined]
     (metrics,) = trainer.validate(model, datamodule=data, verbose=False)
-    facts = {"checkpoint": str(options.checkpoint), "weights": weights, "images": samples}
+    facts = {"checkpoint": options.checkpoint, "weights": weights, "images": samples}
     _report(facts | dict(metrics), options.json)
     if plot is not None:
         write_tables(options.tables, data.val.classes, tally, plot)
@@ -186,7 +187,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", type=Path, required=True, metavar="YAML", help="the recipe")
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="PATH")
+    parser.add_argument("--checkpoint", required=True, metavar="PATH|URL")
     parser.add_argument(
         "--weights",
         choices=("best", "raw", "ema"),

@@ -1,11 +1,9 @@
 #!/usr/bin/env python3
 """Train a recipe on packed shards; a run that was stopped goes on at the exact sample."""
 
-import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -16,54 +14,52 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from loaders.datamodule import ImageNetData
 from loaders.decode import decoder_name
-from model.checkpoint import LAST, BrokenCheckpointError, check, newest_whole
+from loaders.doctor import exit_status as doctors_status
 from model.classifier import Classifier, ImageBatch
+from model.elastic import UnfinishedStepError
 from model.guards import DivergedError
+from model.hashes import BrokenCheckpointError
+from model.liveness import last_word
 from model.loggers import build_loggers
 from model.lr_finder import Found, LRFinder, NoRateError
-from model.networks import build_network
-from model.plateau import Plateau
+from model.mirror import Mirror
 from model.preemption import PreemptedError, exit_status
-from model.schedule import lr_at
+from model.published import Published
+from model.sharing import DisagreementError, agree
 from model.trainer import build_trainer
+from recipes.build import build_data, build_model, schedule_of
+from recipes.doctor import examine
+from recipes.options import train_options
+from recipes.record import RecipeRecord
 from recipes.schema import Recipe, as_dict, load_recipe
-from sharding.errors import EXIT_USAGE, DataError, UsageError, reports_errors
+from recipes.start import Start, forget, open_published, placeholder, start_of
+from sharding.errors import (
+    EXIT_USAGE,
+    DataError,
+    UsageError,
+    complain,
+    outcome,
+    reports_errors,
+)
 from sharding.store import atomic_file
-
-EXAMPLES = """examples:
-  python train.py --config recipes/demo.yaml
-  python train.py --config recipes/base.yaml data.root=/fsx/imagenet-shards --devices 8
-  python train.py --config recipes/base.yaml --resume auto
-  python train.py --config recipes/tiny.yaml trainer.fast_dev_run=true
-  python train.py --config recipes/base.yaml --plot_lr schedule.png
-  python train.py --config recipes/base.yaml --find_lr
-
-The global batch is batch_size x devices x nodes x accumulate. It has to stay the same when a run
-is resumed, on however many devices.
-"""
-# A flag that users know, and the recipe's key that it sets.
-FLAGS = {
-    "epochs": "trainer.epochs",
-    "devices": "trainer.devices",
-    "nodes": "trainer.nodes",
-    "batch_size": "trainer.batch_size",
-    "lr": "optim.lr",
-    "num_workers": "data.num_workers",
-    "precision": "trainer.precision",
-    "wandb_project": "logging.wandb_project",
-    "wandb_name": "logging.wandb_name",
-}
 
 
 @reports_errors
 def main(arguments: list[str] | None = None) -> int:
     """Train; returns the exit status."""
-    options = _options(arguments)
+    options = train_options(__doc__, arguments)
     recipe = load_recipe(options.config, options.overrides)
     run = None if recipe.trainer.fast_dev_run else options.run or Path("runs") / recipe.name
+    if options.doctor:
+        return _doctor(recipe, run, options.resume)
     if options.plot_lr is not None:
         return _plot_lr(recipe, options.plot_lr)
-    checkpoint = None if options.find_lr else _checkpoint(options.resume, run)
+    start, mirror = Start(None, ""), None
+    if not options.find_lr:
+        published = _published(recipe, run)
+        start = _start(options.resume, run, published)
+        if published is not None and _rank() == 0:
+            mirror = Mirror(published, warn=_warn)
 
     lightning.seed_everything(recipe.seed, verbose=False)
     data = build_data(recipe)
@@ -75,10 +71,18 @@ def main(arguments: list[str] | None = None) -> int:
         run=written,
         title=recipe.model.name,
         val_samples=sum(data.val.counts),
+        epoch_steps=data.steps(recipe.trainer.global_batch),
         loggers=build_loggers(recipe.logging, written, name=recipe.name, facts=as_dict(recipe)),
         keys_of=lambda numbers: [data.train.key(number) for number in numbers],
-        more=_finder(recipe, data, run, train=not options.find_lr),
+        more=[
+            *_finder(recipe, data, run, train=not options.find_lr),
+            RecipeRecord(as_dict(recipe), _warn),
+        ],
+        mirror=mirror,
+        outcome=_outcome,
+        complain=complain,
     )
+    checkpoint = agree(trainer, start.path, name=placeholder(run))
     rate = recipe.optim.effective_lr(recipe.trainer.global_batch)
     _say(
         f"{recipe.name}: {recipe.model.name}, {sum(data.train.counts)} training and "
@@ -87,58 +91,69 @@ def main(arguments: list[str] | None = None) -> int:
         f"global batch {recipe.trainer.global_batch}, peak learning rate "
         f"{'to be found' if recipe.optim.finds_lr else format(rate, 'g')}, "
         f"{decoder_name(recipe.data.decoder)}, "
-        + (f"resumed from {checkpoint}" if checkpoint else "from scratch")
+        + (f"resumed from {start.where or 'another rank'}" if checkpoint else "from scratch")
     )
     if run is not None and not options.find_lr:
         _write_recipe(recipe, run)
-    try:
-        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except PreemptedError as error:
-        _say(str(error))
-        return exit_status(trainer.global_rank)
-    except (DivergedError, NoRateError) as error:  # on all ranks; the first one's status counts
-        _complain(f"{Path(sys.argv[0]).name}: error: {error}")
-        status = 1 if isinstance(error, DivergedError) else EXIT_USAGE
-        return status if exit_status(trainer.global_rank) else 0
+    status = _fit(trainer, model, data, checkpoint)
+    if status is not None:
+        return status
     complaint = recipe.published.complaint(trainer.callback_metrics)
     if complaint is not None and recipe.trainer.runs_in_full:
         _warn(complaint)
     return 0
 
 
-def build_data(recipe: Recipe) -> ImageNetData:
-    """The recipe's data, opened."""
-    return ImageNetData(
-        recipe.data,
-        seed=recipe.seed,
-        batch_size=recipe.trainer.batch_size,
-        accumulate=recipe.trainer.accumulate,
-    )
+def _fit(
+    trainer: lightning.Trainer, model: Classifier, data: ImageNetData, checkpoint: Path | None
+) -> int | None:
+    """Train; returns the exit status of a run that did not come to its end and has said why."""
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except PreemptedError as error:
+        _say(str(error))
+        return exit_status(trainer.global_rank)
+    except (
+        DivergedError,
+        NoRateError,
+        DisagreementError,
+    ) as error:  # on all ranks; the first one's status counts
+        _complain(f"{Path(sys.argv[0]).name}: error: {error}")
+        status = 1 if isinstance(error, DivergedError) else EXIT_USAGE
+        return status if exit_status(trainer.global_rank) else 0
+    except Exception as error:
+        told = last_word(trainer)
+        if told is not None:
+            return told
+        named = _named(error)
+        if named is not error:
+            raise named from error
+        raise
+    finally:
+        forget()
+    return None
 
 
-def build_model(recipe: Recipe, data: ImageNetData) -> Classifier:
-    """The recipe's model with new weights, for the data's classes and length of epoch."""
-    return Classifier(
-        build_network(recipe.model, len(data.train.classes)),
-        classes=len(data.train.classes),
-        optim=recipe.optim,
-        loss=recipe.loss,
-        lr_of=schedule_of(recipe, data.steps(recipe.trainer.global_batch)),
-        mix=recipe.mix,
-        plateau=Plateau(recipe.schedule) if recipe.schedule.name == "plateau" else None,
-        seed=recipe.seed,
-    )
+def _outcome(error: BaseException) -> tuple[int, str] | None:
+    """Exit status and line of an error in `fit` that a user is meant to see."""
+    return outcome(_named(error))
 
 
-def schedule_of(recipe: Recipe, epoch_steps: int) -> Callable[[int], float]:
-    """The learning rate of each optimizer step; factors of it where it has to be found."""
-    return partial(
-        lr_at,
-        config=recipe.schedule,
-        peak_lr=recipe.optim.effective_lr(recipe.trainer.global_batch),
-        epoch_steps=epoch_steps,
-        epochs=recipe.trainer.epochs,
-    )
+def _named(error: BaseException) -> BaseException:
+    """A checkpoint's error as one that says whose fault it is."""
+    if isinstance(error, BrokenCheckpointError):
+        return DataError(str(error))
+    return UsageError(str(error)) if isinstance(error, UnfinishedStepError) else error
+
+
+def _doctor(recipe: Recipe, run: Path | None, resume: str | None) -> int:
+    """Print what the run would meet on this node; 2 or 3 where something would stop it."""
+    found = []
+    start = lambda: _start(resume, run, _published(recipe, run)).path  # noqa: E731
+    for finding in examine(recipe, run, checkpoint=start):
+        print(finding, flush=True)
+        found.append(finding)
+    return doctors_status(found)
 
 
 def _finder(
@@ -194,39 +209,20 @@ def _plots() -> ModuleType:
         ) from error
 
 
-def _checkpoint(resume: str | None, run: Path | None) -> Path | None:
-    """The checkpoint to start from.
-
-    Raises UsageError where one is missing, or in the way, DataError where one is broken and there
-    is no other.
-    """
-    last = None if run is None else run / "checkpoints" / LAST
-    if resume == "auto":
-        return None if last is None else _newest(last.parent)
-    if resume is not None:
-        if not Path(resume).is_file():
-            raise UsageError(f"there is no checkpoint {resume}")
-        try:
-            check(Path(resume))
-        except BrokenCheckpointError as error:
-            raise DataError(str(error)) from error
-        return Path(resume)
-    if last is not None and last.exists():
-        raise UsageError(
-            f"{run} holds a run already; go on with it (--resume auto), choose another folder "
-            "(--run FOLDER) or remove it"
-        )
-    return None
+def _published(recipe: Recipe, run: Path | None) -> Published | None:
+    """Where the recipe has checkpoints published, for a run that writes any."""
+    url = recipe.trainer.checkpoint_url
+    return None if url is None or run is None else open_published(url)
 
 
-def _newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a folder; broken ones that are newer are named."""
-    path, broken = newest_whole(folder)
-    if broken and path is None:
-        raise DataError(f"{broken[0]}; {folder} has no whole checkpoint, start a new run")
-    for line in broken:
-        _warn(f"{line}; going on from {path}")
-    return path
+def _start(resume: str | None, run: Path | None, published: Published | None) -> Start:
+    return start_of(resume, run, published, rank=_rank(), warn=_warn)
+
+
+def _rank() -> int:
+    """Of this process, as far as the environment tells: Lightning's own first one is 0, too."""
+    rank: int = rank_zero_only.rank  # type: ignore[attr-defined]
+    return rank
 
 
 def _warn(text: str) -> None:
@@ -248,46 +244,6 @@ def _write_recipe(recipe: Recipe, run: Path) -> None:
     """Leave the resolved recipe beside what it made."""
     run.mkdir(parents=True, exist_ok=True)
     (run / "recipe.yaml").write_text(yaml.safe_dump(as_dict(recipe), sort_keys=False))
-
-
-def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", type=Path, required=True, metavar="YAML", help="the recipe")
-    parser.add_argument(
-        "--resume",
-        metavar="PATH|auto",
-        help="checkpoint to go on from; auto: the run's last, if any",
-    )
-    parser.add_argument(
-        "--run",
-        type=Path,
-        metavar="FOLDER",
-        help="for all output (default: runs/ and the recipe's name)",
-    )
-    parser.add_argument(
-        "--find_lr", action="store_true", help="find a learning rate, and do not train"
-    )
-    parser.add_argument(
-        "--plot_lr", type=Path, metavar="PNG", help="draw the schedule, and do not train"
-    )
-    parser.add_argument("--no_wandb", action="store_true", help="short for logging.wandb=false")
-    for flag, key in FLAGS.items():
-        parser.add_argument(f"--{flag}", metavar="X", help=f"short for {key}=X")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="any value of the recipe"
-    )
-    if not (sys.argv[1:] if arguments is None else arguments):
-        parser.error(f"what shall be trained? Give a recipe\n\n{EXAMPLES}")
-    options = parser.parse_intermixed_args(arguments)
-    flags = {key: getattr(options, flag) for flag, key in FLAGS.items()}
-    if options.wandb_project or options.wandb_name:
-        flags["logging.wandb"] = "true"
-    if options.no_wandb:
-        flags["logging.wandb"] = "false"
-    options.overrides[:0] = [f"{key}={value}" for key, value in flags.items() if value is not None]
-    return options
 
 
 if __name__ == "__main__":

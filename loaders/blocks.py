@@ -9,8 +9,12 @@ the run:
 
 A mark is a byte of the shared memory, set by the worker alone and cleared by the training process
 alone. If all blocks are lent, because the user keeps batches, take() returns None.
+
+The memory is a memfd. That is no file of /dev/shm (64 MB in a container by default), whose size
+does not bound it; it counts as memory of the control group, as any other does.
 """
 
+import errno
 import mmap
 import os
 import weakref
@@ -27,6 +31,18 @@ _PAGE = mmap.PAGESIZE
 _FREE, _LENT = 0, 1
 _IN_USE = 3
 """Batches of one worker that training holds at a time: at work, the one after, one in between."""
+_LIMITS = {
+    errno.ENOMEM: "ulimit -v, or the memory of the machine",
+    errno.EFBIG: "ulimit -f",
+    errno.EMFILE: "ulimit -n",
+}
+"""What sets the limit where the system says no to memory."""
+
+
+def blocks_bytes(*, workers: int, prefetch: int, size: int) -> int:
+    """The most memory that blocks of `size` bytes take: whole pages, and those of the marks."""
+    number = workers * (prefetch + _IN_USE)
+    return _start(number, number, size)
 
 
 class Blocks:
@@ -36,23 +52,33 @@ class Blocks:
     """
 
     def __init__(self, *, workers: int, prefetch: int, size: int) -> None:
-        each = prefetch + _IN_USE
+        """Raises OSError, with the bytes that were asked for, where the system refuses them."""
         if not hasattr(os, "memfd_create"):
             workers = 0
         descriptor = -1
-        if workers:
-            # Unlike /dev/shm, which is 64 MB in a container, it has no limit but the memory's.
-            descriptor = os.memfd_create("shardstream-blocks")
-            os.ftruncate(descriptor, _start(workers * each, workers * each, size))
-        self._open(next(_keys), workers, each, size, descriptor)
+        whole = blocks_bytes(workers=workers, prefetch=prefetch, size=size)
+        try:
+            if workers:
+                descriptor = os.memfd_create("shardstream-blocks")
+                os.ftruncate(descriptor, whole)
+            self._open(next(_keys), workers, prefetch + _IN_USE, size, descriptor)
+        except OSError as error:
+            if descriptor >= 0:
+                os.close(descriptor)
+            limit = _LIMITS.get(error.errno or 0, "the memory of the machine")
+            raise OSError(
+                f"cannot have {whole / 1e6:,.0f} MB of memory for the batches of {workers} loader "
+                f"workers: {error.strerror}; lower data.num_workers, data.prefetch or "
+                f"trainer.batch_size, or raise the limit ({limit})"
+            ) from error
         _known[self._key] = self
 
     def _open(self, key: int, workers: int, each: int, size: int, descriptor: int) -> None:
         self._key, self._workers, self._each, self._size = key, workers, each, size
         self._descriptor = descriptor
         if workers:
-            weakref.finalize(self, os.close, descriptor)
             self._memory = mmap.mmap(descriptor, 0)
+            weakref.finalize(self, os.close, descriptor)
 
     def __reduce__(self) -> tuple[Any, ...]:
         facts = (self._key, self._workers, self._each, self._size)

@@ -86,6 +86,8 @@ def image_size(data: bytes) -> tuple[int, int]:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # the system's, that lets Pillow open no file of its own
         raise DecodeError(str(error)) from error
 
 
@@ -125,6 +127,8 @@ def decode_by_pillow(  # noqa: PLR0917 (DecodeInto, and one more)
                 box = _scaled(box, factor)
             image = image.convert("RGB")  # loads; a plain RGB image is not copied again
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # the system's, that lets Pillow open no file of its own
         raise DecodeError(str(error)) from error
     if not exact:  # crop first, so that no pixel from outside the box shines in
         region = _around(box)

@@ -21,10 +21,10 @@ from loaders.demand import Demand
 from loaders.order import Segment
 from loaders.reader import ShardReader
 from loaders.stats import Counters, Stats
-from sharding.errors import DataError
+from sharding.errors import DataError, with_remedy
 from sharding.process import FROM_SERVER, start_served_worker, start_server
 
-THREADS = 4
+THREADS = 8
 _POLL_SECONDS = 0.1
 _PAUSE_SECONDS = 30.0  # after an error of the store or the disk
 _RESCAN_SECONDS = 5.0  # other ranks of the node fill the same folder
@@ -184,7 +184,10 @@ class _Worker:
             return 0
         except OSError as error:
             self._pause_until = time.monotonic() + _PAUSE_SECONDS
-            _say(f"cannot fill the cache, will try again in {_PAUSE_SECONDS:.0f} s: {error}")
+            _say(
+                f"cannot fill the cache, will try again in {_PAUSE_SECONDS:.0f} s: "
+                + with_remedy(error)
+            )
             return 0
         if fetched:
             self._present.add(segment)

@@ -16,7 +16,7 @@ from sharding.streams import Integers
 
 # Shards whose index and file a process keeps open. A rank that reads all 32 lanes of ImageNet
 # touches 67 segments at a time.
-_OPEN_SHARDS = 128
+OPEN_SHARDS = 128
 
 
 class Facts(NamedTuple):
@@ -76,8 +76,8 @@ class ShardReader:
         self._make_caches()
 
     def _make_caches(self) -> None:
-        self._index = lru_cache(_OPEN_SHARDS)(self.split.read_index)
-        self._tar = lru_cache(_OPEN_SHARDS)(self.split.open_tar)
+        self._index = lru_cache(OPEN_SHARDS)(self.split.read_index)
+        self._tar = lru_cache(OPEN_SHARDS)(self.split.open_tar)
 
     def __getstate__(self) -> PackedSplit:
         return self.split

@@ -8,14 +8,14 @@ import lightning
 class MissedValidation(lightning.Callback):
     """Validates at the start of a run that resumes between a step and the validation behind it.
 
-    Lightning takes such a validation as done: its metrics would be missing, a plateau would count
-    one less, and the best checkpoint might be another one.
+    Or inside that validation, which then counts as none. Lightning takes it as done: its metrics
+    would be missing, a plateau would count one less, and the best checkpoint might be another one.
     """
 
     def __init__(self) -> None:
         self._validated = -1
 
-    def on_validation_start(
+    def on_validation_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         """Note the step, for the checkpoints that follow."""
@@ -47,3 +47,5 @@ class MissedValidation(lightning.Callback):
         loop.val_loop.restarting = False
         loop.val_loop.run()
         trainer.training = True
+        # As after the load, so that the loop goes on as from a checkpoint behind a validation.
+        loop.val_loop._has_run = False  # noqa: SLF001

@@ -1,20 +1,30 @@
 """Checkpoints on disk: written whole or not at all, checked when read, loaded without running code.
 
 last.ckpt             the newest
-last.ckpt.xxh128      XXH3-128 and size of what may stand in last.ckpt, a line each
+last.ckpt.xxh128      what may stand in it: see hashes.py
 last.previous.ckpt    the one before, with its own .xxh128
 """
 
 import os
-import zipfile
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Protocol
 
 import torch
-import xxhash
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from model.hashes import (
+    BrokenCheckpointError,
+    Content,
+    Hashing,
+    check,
+    content_of,
+    hashes_path,
+    read_hashes,
+    to_bytes,
+)
+from model.sharing import among_ranks, shared_stream
 
 LAST = "last.ckpt"
 PREVIOUS = "last.previous.ckpt"
@@ -22,11 +32,18 @@ PREVIOUS = "last.previous.ckpt"
 AtomicFile = Callable[[Path], AbstractContextManager[BinaryIO]]
 """Opens a file that appears whole when its block ends well, or not at all."""
 
-_PIECE = 8 << 20
 
+class Publisher(Protocol):
+    """Makes checkpoints known in a second place, without holding training."""
 
-class BrokenCheckpointError(ValueError):
-    """Raised for a checkpoint that is not what was written; says how."""
+    def publish(self, path: Path, content: Content) -> None:
+        """A whole checkpoint was written here."""
+
+    def remove(self, name: str) -> None:
+        """It is wanted no more."""
+
+    def close(self) -> None:
+        """Nothing comes any more: finish what is under way."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -36,140 +53,93 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     a full disk destroys the checkpoint that it was about to replace.
     """
 
-    def __init__(self, atomic_file: AtomicFile) -> None:
+    def __init__(self, atomic_file: AtomicFile, publisher: Publisher | None = None) -> None:
         self._atomic_file = atomic_file
+        self._publisher = publisher
+        self._written: set[Path] = set()
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
         """Write the checkpoint. last.ckpt becomes last.previous.ckpt.
 
-        The file of hashes is written before the checkpoint gets its name, and names both the new
-        one and the one that is there: a kill in between leaves a pair that fits, too.
+        The file of hashes is written before the checkpoint gets its name, and names the new content
+        and what is there: a kill in between leaves a pair that fits, too.
         """
         path = Path(path)
         with self._atomic_file(path) as stream:
-            hashing = _Hashing(stream)
-            torch.save(checkpoint, hashing)  # type: ignore[arg-type]  # all that it calls is there
-            before = _hashes(path)[:1] if path.exists() else []
-            if before and path.name == LAST:
-                self._keep(path, before[0])
-            self._write_hashes(path, [hashing.line(), *before])
+            hashing = Hashing(stream)
+            try:
+                torch.save(checkpoint, hashing)  # type: ignore[arg-type]  # all that it calls is there
+            except RuntimeError as error:  # torch's, which hides what the disk said
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
+            before = self._contents(path)
+            if before and path.name == LAST and self._is_whole(path):
+                self._keep(path, before)
+            content = hashing.content(checkpoint.get("global_step"))
+            self._write_hashes(path, [content, *before])
+        self._write_hashes(path, [content])
+        self._written.add(path)
+        if self._publisher is not None:
+            self._publisher.publish(path, content)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
         """Load tensors and plain values only: a checkpoint from elsewhere cannot run code.
 
-        Raises BrokenCheckpointError if the file is not what was written.
+        Where there are several ranks all load the same one, see shared_stream. Raises
+        BrokenCheckpointError if the file is not what was written.
         """
-        check(Path(path))
-        checkpoint: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        source: Path | BinaryIO = Path(path)
+        if among_ranks():
+            source = shared_stream(Path(path))
+        else:
+            check(Path(path))
+        checkpoint: dict[str, Any] = torch.load(
+            source, map_location=map_location, weights_only=True
+        )
         return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove the checkpoint and its hashes."""
         super().remove_checkpoint(path)
-        _hashes_of(Path(path)).unlink(missing_ok=True)
+        hashes_path(Path(path)).unlink(missing_ok=True)
+        if self._publisher is not None:
+            self._publisher.remove(Path(path).name)
 
-    def _keep(self, path: Path, line: str) -> None:
+    def teardown(self) -> None:
+        """The run is over: what is still to be published is."""
+        if self._publisher is not None:
+            self._publisher.close()
+
+    def _keep(self, path: Path, contents: Iterable[Content]) -> None:
         """Give the last checkpoint a second name, which stays when the first one is replaced."""
         previous = path.with_name(PREVIOUS)
-        temporary = path.with_name(f".{PREVIOUS}")
+        temporary = path.with_name(f".tmp-{PREVIOUS}.link")
         temporary.unlink(missing_ok=True)
         os.link(path, temporary)
-        self._write_hashes(previous, [line, *(_hashes(previous)[:1] if previous.exists() else [])])
+        self._write_hashes(previous, [*contents, *self._contents(previous)])
         os.replace(temporary, previous)
+        self._write_hashes(previous, contents)
 
-    def _write_hashes(self, path: Path, lines: list[str]) -> None:
-        with self._atomic_file(_hashes_of(path)) as stream:
-            stream.write("".join(f"{line}\n" for line in dict.fromkeys(lines)).encode())
+    def _contents(self, path: Path) -> tuple[Content, ...]:
+        """What may stand in a file now; () if there is none."""
+        if not path.exists():
+            return ()
+        return read_hashes(path) or (content_of(path),)
 
+    def _is_whole(self, path: Path) -> bool:
+        """Whether it may replace the one before; looked at in files that others wrote."""
+        if path not in self._written:
+            try:
+                check(path)
+            except BrokenCheckpointError:
+                return False
+        return True
 
-class Found(NamedTuple):
-    """The checkpoint to go on from, and what is to be said of others."""
-
-    path: Path | None
-    broken: list[str]
-
-
-def newest_whole(folder: Path) -> Found:
-    """The newest checkpoint of a run's folder that is what was written; None if there is none."""
-    paths = sorted(folder.glob("*.ckpt"), key=_age_order, reverse=True)
-    broken = []
-    for path in paths:
-        try:
-            check(path)
-        except BrokenCheckpointError as error:
-            broken.append(str(error))
-        else:
-            return Found(path, broken)
-    return Found(None, broken)
-
-
-def check(path: Path) -> None:
-    """Raise BrokenCheckpointError if a checkpoint is not what was written.
-
-    One without a file of hashes (from elsewhere) is checked by the sums inside it.
-    """
-    lines = _hashes(path)
-    if lines:
-        hashing = _Hashing(None)
-        with path.open("rb") as stream:
-            while piece := stream.read(_PIECE):
-                hashing.write(piece)
-        if hashing.line() not in lines:
-            raise BrokenCheckpointError(
-                f"{path} was damaged: it has {hashing.line()}, {_hashes_of(path).name} says "
-                f"{lines[0]}"
-            )
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise BrokenCheckpointError(f"{path} is no whole checkpoint: {error}") from error
-    if damaged:
-        raise BrokenCheckpointError(f"{path} was damaged: {damaged} in it has a wrong checksum")
-
-
-class _Hashing:
-    """A stream to write that hashes what goes through; without a stream it hashes alone."""
-
-    def __init__(self, stream: BinaryIO | None) -> None:
-        self._stream = stream
-        self._digest = xxhash.xxh3_128()
-        self._size = 0
-
-    def write(self, data: Any) -> int:
-        """Hash and pass on."""
-        self._digest.update(data)
-        size = memoryview(data).nbytes
-        self._size += size
-        if self._stream is not None:
-            self._stream.write(data)
-        return size
-
-    def flush(self) -> None:
-        """For torch.save."""
-        if self._stream is not None:
-            self._stream.flush()
-
-    def line(self) -> str:
-        """What went through, as the file of hashes has it."""
-        return f"{self._digest.hexdigest()} {self._size}"
-
-
-def _hashes_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}.xxh128")
-
-
-def _hashes(path: Path) -> list[str]:
-    with suppress(FileNotFoundError):
-        return _hashes_of(path).read_text(errors="replace").splitlines()
-    return []
-
-
-def _age_order(path: Path) -> tuple[bool, float]:
-    """The last one first, then by time: a copied folder's times may be anything."""
-    return path.name == LAST, path.stat().st_mtime
+    def _write_hashes(self, path: Path, contents: Iterable[Content]) -> None:
+        with self._atomic_file(hashes_path(path)) as stream:
+            stream.write(to_bytes(contents))

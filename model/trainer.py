@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -22,8 +23,11 @@ from model.averaging import MovingAverage
 from model.callbacks import DataMetrics, EpochSummary, ExactValidation, SampleTrace
 from model.catchup import MissedValidation
 from model.checkpoint import AtomicCheckpointIO, AtomicFile
+from model.elastic import ElasticResume, batches_per_step, whole_steps
 from model.guards import DivergenceGuard
+from model.liveness import Liveness, Outcome
 from model.loggers import DeviceMetrics
+from model.mirror import Mirror, Publishing
 from model.preemption import Preemption
 from model.saving import checkpoint_callbacks
 
@@ -34,6 +38,11 @@ warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)
 warnings.filterwarnings("ignore", message=".*`broadcast_buffers` is deprecated")  # by torch 2.15
 warnings.filterwarnings("ignore", message=".*does not have many workers")  # the recipe's choice
 warnings.filterwarnings("ignore", message="Checkpoint directory .* exists")  # a resumed run's does
+# Where SLURM is installed and one process is started without it, as on a login node.
+warnings.filterwarnings("ignore", message="The `srun` command is available")
+
+START_S = 300.0
+"""Processes of a run have at least so long to come together."""
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 PROFILERS: dict[str, type[Profiler]] = {
@@ -50,10 +59,17 @@ class TrainerConfig:
     epochs: int = 90
     batch_size: int = 256
     """Per device. The global batch is batch_size x devices x nodes x accumulate."""
-    accumulate: int = 1
-    """Batches whose gradients make one optimizer step."""
+    accumulate: int | None = None
+    """Batches of each device whose gradients make one optimizer step; null: as many as
+    global_batch_size needs, or 1."""
+    global_batch_size: int | None = None
+    """Samples of one optimizer step over all devices, whose number may change; null: what the
+    others make."""
     devices: int = 1
     nodes: int = 1
+    timeout_s: float = 600.0
+    """All ranks end when one was silent, or waited for, so many seconds. More than a checkpoint's
+    writing and the longest pause of the storage take."""
     accelerator: str = "auto"
     precision: str = "32-true"
     val_check_interval: float = 1.0
@@ -69,6 +85,8 @@ class TrainerConfig:
     """Steps between two writes of last.ckpt inside an epoch."""
     checkpoint_every_minutes: float | None = None
     """The same by the clock, which is looked at every log_every_n_steps steps."""
+    checkpoint_url: str | None = None
+    """Where each checkpoint is published as well: s3://bucket/prefix, or a folder."""
     profiler: str | None = None
     """simple, advanced or pytorch: writes profile-* or a trace into the run's folder."""
     trace_samples: bool = False
@@ -83,11 +101,13 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         for field in (
-            "epochs", "batch_size", "accumulate", "devices", "nodes",
-            "log_every_n_steps", "checkpoint_every_n_steps", "ema_every_n_steps",
+            "epochs", "batch_size", "accumulate", "global_batch_size", "devices", "nodes",
+            "log_every_n_steps", "checkpoint_every_n_steps", "ema_every_n_steps", "timeout_s",
         ):  # fmt: skip
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"{field} must be at least 1, got {value}")
+        _ = self.batches_per_step  # checks that there is such a number
         if self.precision not in get_args(Precision):
             raise ValueError(
                 f"precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}"
@@ -119,7 +139,17 @@ class TrainerConfig:
     @property
     def global_batch(self) -> int:
         """Samples of one optimizer step."""
-        return self.batch_size * self.world * self.accumulate
+        return self.batch_size * self.world * self.batches_per_step
+
+    @property
+    def batches_per_step(self) -> int:
+        """Batches of each device whose gradients make one optimizer step."""
+        return batches_per_step(
+            self.global_batch_size,
+            batch_size=self.batch_size,
+            world=self.world,
+            accumulate=self.accumulate,
+        )
 
 
 def build_strategy(config: TrainerConfig) -> DDPStrategy | Literal["auto"]:
@@ -127,7 +157,11 @@ def build_strategy(config: TrainerConfig) -> DDPStrategy | Literal["auto"]:
 
     Without the broadcast of buffers: see Classifier.on_validation_epoch_start.
     """
-    return DDPStrategy(broadcast_buffers=False) if config.world > 1 else "auto"
+    if config.world == 1:
+        return "auto"
+    # For all to come together. Liveness sets timeout_s when they have.
+    limit = timedelta(seconds=max(config.timeout_s, START_S))
+    return DDPStrategy(broadcast_buffers=False, timeout=limit)
 
 
 def build_trainer(
@@ -137,18 +171,27 @@ def build_trainer(
     run: Path | None,
     title: str = "",
     val_samples: int,
+    epoch_steps: int | None = None,
     loggers: Sequence[Logger] = (),
     keys_of: Callable[[Sequence[int]], list[str]] | None = None,
     more: Sequence[lightning.Callback] = (),
+    mirror: Mirror | None = None,
+    outcome: Outcome = lambda error: None,
+    complain: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
 ) -> lightning.Trainer:
     """A trainer that writes checkpoints, CSV logs and traces below the folder `run`; None: nothing.
 
     title: what the best checkpoints' names begin with. val_samples: what an exact validation sees.
-    more: callbacks that come before all others.
+    epoch_steps: optimizer steps of an epoch, so that parts of one are of whole steps; None: not
+    known, for what does not train. more: callbacks that come before all others. mirror: brings
+    checkpoints to checkpoint_url; for rank 0. outcome, complain: see Liveness.
     """
     on_terminal = sys.stdout.isatty()
+    limit, interval = _parts_of_an_epoch(config, epoch_steps)
     callbacks: list[lightning.Callback] = [
         *more,
+        Liveness(timeout_s=config.timeout_s, complain=complain, outcome=outcome),
+        ElasticResume(),
         ExactValidation(val_samples),
         DataMetrics(),
         DeviceMetrics(),
@@ -174,7 +217,9 @@ def build_trainer(
             look_every_n_steps=config.log_every_n_steps,
             averaged=config.ema_decay > 0,
         )
-        callbacks.append(Preemption(run))
+        callbacks.append(Preemption(run, timeout_s=config.timeout_s))
+        if config.checkpoint_url is not None:
+            callbacks.append(Publishing(mirror))
         if config.trace_samples:
             assert keys_of is not None
             callbacks.append(SampleTrace(run, keys_of))
@@ -185,10 +230,10 @@ def build_trainer(
         num_nodes=config.nodes,
         strategy=build_strategy(config),
         precision=cast("Precision", config.precision),
-        accumulate_grad_batches=config.accumulate,
+        accumulate_grad_batches=config.batches_per_step,
         gradient_clip_val=config.gradient_clip_val,
-        val_check_interval=config.val_check_interval,
-        limit_train_batches=config.limit_train_batches,
+        val_check_interval=interval,
+        limit_train_batches=limit,
         limit_val_batches=config.limit_val_batches,
         fast_dev_run=config.fast_dev_run,
         overfit_batches=config.overfit_batches,
@@ -199,8 +244,20 @@ def build_trainer(
         enable_model_summary=False,
         enable_progress_bar=on_terminal,  # rich's, where rich is installed
         use_distributed_sampler=False,  # the loaders know their rank
-        plugins=[AtomicCheckpointIO(atomic_file)],
+        plugins=[AtomicCheckpointIO(atomic_file, mirror)],
         profiler=_profiler(config, run),
+    )
+
+
+def _parts_of_an_epoch(config: TrainerConfig, epoch_steps: int | None) -> tuple[float, float]:
+    """limit_train_batches, and val_check_interval within it, in batches of whole steps."""
+    limit, interval = config.limit_train_batches, config.val_check_interval
+    if epoch_steps is None or config.overfit_batches:  # which counts batches itself
+        return limit, interval
+    accumulate, steps = config.batches_per_step, max(1, int(limit * epoch_steps))
+    return (
+        whole_steps(limit, steps=epoch_steps, accumulate=accumulate),
+        whole_steps(interval, steps=steps, accumulate=accumulate),
     )
 
 

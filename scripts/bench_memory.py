@@ -3,6 +3,8 @@
 
 Resident is what the kernel counts for the process (RSS), the blocks that it shares with training
 among it; its own is what would be free if it ended.
+
+  python scripts/bench_memory.py data/digits-shards --epochs 20
 """
 
 import argparse

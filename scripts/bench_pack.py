@@ -5,6 +5,8 @@ Each packs an ImageFolder in a process of its own, which counts the seconds from
 files to the last byte written, without the start of Python and its imports. Rounds are interleaved
 and the median counts. Ours hashes every image and every shard, the others hash nothing; nobody else
 calls fsync, so ours is measured without and with it. `tar` is the mark to reach: it only copies.
+
+  python scripts/bench_pack.py --images /data/imagenet/val
 """
 # mypy: disable-error-code="import-not-found,import-untyped"
 # ruff: noqa: PLC0415 (each packer is imported in the interpreter that has it)

@@ -5,6 +5,7 @@
 #
 #   scripts/bench_setup.sh [PEER ...]         default: all; FFCV and SPDL need root for Debian packages
 set -uo pipefail
+case ${1:-} in -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0" && exit ;; esac
 cd "$(dirname "$0")/.."
 [ -e .venv/ready ] || scripts/env_setup.sh || exit
 

@@ -8,15 +8,23 @@
 End to end can reach the lesser of the first two, which says what limits it. All are counted in
 images a second over all processes, after steps that warm up (and compile). The first batch that
 training sees on the device is compared, bit for bit, with the one that this process decodes itself.
+
+--devices 1,2,... measures one machine with each number of processes, one after the other, the batch
+of a process being the same, and prints the efficiency: the rate over that of one process times
+their number. Over several machines each of them runs this program, as each would run train.py
+(srun, torchrun), and --against takes the figures of one process, which --json wrote.
 """
 
 import argparse
 import json
 import math
+import os
+import subprocess
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -33,10 +41,10 @@ from loaders.pipeline import Batch
 from loaders.topology import Topology
 from model.classifier import Classifier
 from model.trainer import build_strategy
+from recipes.build import build_data, build_model
 from recipes.schema import Recipe, load_recipe
 from sharding.console import positive
-from sharding.errors import DataError, reports_errors
-from train import build_data, build_model
+from sharding.errors import DataError, UsageError, reports_errors
 
 # Nothing is validated here.
 warnings.filterwarnings("ignore", message="You defined a `validation_step`")
@@ -45,7 +53,15 @@ EXAMPLES = """examples:
   python scripts/bench_train.py --config recipes/base.yaml data.root=/fsx/imagenet-shards \\
       trainer.batch_size=256 trainer.precision=bf16-mixed model.compile=true
   python scripts/bench_train.py --config recipes/demo.yaml --steps 20
+  python scripts/bench_train.py --config recipes/base.yaml --devices 1,2,4,8
+  python scripts/bench_train.py --config recipes/base.yaml trainer.devices=1 --json one.json
+  srun --nodes 4 --ntasks-per-node 8 --gpus-per-node 8 python scripts/bench_train.py \\
+      --config recipes/base.yaml trainer.devices=8 trainer.nodes=4 --against one.json
 """
+
+
+Facts = dict[str, Any]
+"""What --json writes of one measurement: title, processes, images_per_s and verdict."""
 
 
 class Clock(lightning.Callback):
@@ -127,7 +143,7 @@ def measure(recipe: Recipe, *, skip: int, steps: int) -> dict[str, float]:
         global_batch=recipe.trainer.global_batch,
         rank=trainer.global_rank,
         world=trainer.world_size,
-        accumulate=recipe.trainer.accumulate,
+        accumulate=recipe.trainer.batches_per_step,
     )
     first = next(iter(data.train_loader(topology, workers=0)))
     # The roof comes first: fitting starts the other processes, which then share the machine.
@@ -165,7 +181,7 @@ def _trainer(recipe: Recipe, *callbacks: lightning.Callback) -> lightning.Traine
         num_nodes=config.nodes,
         strategy=build_strategy(config),
         precision=precision,
-        accumulate_grad_batches=config.accumulate,
+        accumulate_grad_batches=config.batches_per_step,
         callbacks=list(callbacks),
         logger=False,
         enable_checkpointing=False,
@@ -180,8 +196,52 @@ def verdict(rates: dict[str, float]) -> Literal["input-bound", "compute-bound"]:
     return "input-bound" if rates["loader alone"] < rates["roof"] else "compute-bound"
 
 
+def efficiency(
+    rates: Mapping[str, float], one: Mapping[str, float], *, processes: int
+) -> dict[str, float]:
+    """Each rate over that of one process times the number of processes; 1: nothing is lost."""
+    return {what: rate / (one[what] * processes) for what, rate in rates.items()}
+
+
+def scaling(command: Sequence[str], devices: Sequence[int], *, threads: int | None) -> list[Facts]:
+    """Facts of a measurement with each number of processes, each by a program of its own.
+
+    command: of this program, without the number. threads: of PyTorch in each process; None: as it
+    likes. Raises ChildProcessError where one fails.
+    """
+    environment = dict(os.environ)
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    measured = []
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.json"
+        for count in devices:
+            line = [sys.executable, __file__, *command, f"trainer.devices={count}"]
+            done = subprocess.run([*line, "--json", str(out)], env=environment, check=False)
+            if done.returncode:
+                raise ChildProcessError(
+                    f"the measurement with {count} processes ended with status {done.returncode}"
+                )
+            measured.append(json.loads(out.read_text()))
+    return measured
+
+
+def table(measured: Sequence[Facts]) -> list[str]:
+    """Lines: processes, and for each rate images a second and efficiency against the first."""
+    one = measured[0]["images_per_s"]
+    lines = ["processes" + "".join(f"{what:>28}" for what in one)]
+    for facts in measured:
+        rates, processes = facts["images_per_s"], facts["processes"]
+        shares = efficiency(rates, one, processes=processes)
+        cells = (f"{rate:>19,.1f}  {shares[what]:>6.1%}" for what, rate in rates.items())
+        lines.append(f"{processes:>9}" + " ".join(["", *cells]))
+    return lines
+
+
 @rank_zero_only
-def _report(recipe: Recipe, rates: dict[str, float], path: Path | None) -> None:
+def _report(
+    recipe: Recipe, rates: dict[str, float], path: Path | None, one: Mapping[str, float] | None
+) -> None:
     least = min(rates["loader alone"], rates["roof"])
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     title = (
@@ -193,9 +253,39 @@ def _report(recipe: Recipe, rates: dict[str, float], path: Path | None) -> None:
     for what, rate in rates.items():
         print(f"  {what:14}{rate:12,.1f} images/s")
     print(f"{verdict(rates)}: end to end reaches {rates['end to end'] / least:.1%} of the lesser")
+    if one is not None:
+        shares = efficiency(rates, one, processes=recipe.trainer.world)
+        print(
+            "efficiency against one process: "
+            + ", ".join(f"{what} {share:.1%}" for what, share in shares.items())
+        )
     if path:
-        facts = {"title": title, "images_per_s": rates, "verdict": verdict(rates)}
+        facts: Facts = {
+            "title": title,
+            "processes": recipe.trainer.world,
+            "images_per_s": rates,
+            "verdict": verdict(rates),
+        }
         path.write_text(json.dumps(facts, indent=1))
+
+
+def _counts(text: str) -> list[int]:
+    """Numbers of processes: 1 first, for all are compared with it."""
+    counts = [positive(part) for part in text.split(",")]
+    if counts[0] != 1 or sorted(set(counts)) != counts:
+        raise argparse.ArgumentTypeError(f"must rise from 1, like 1,2,4; got {text}")
+    return counts
+
+
+def _one(path: Path) -> dict[str, float]:
+    """The rates of one process. Raises UsageError where the file holds none."""
+    try:
+        facts = json.loads(path.read_text())
+        if facts["processes"] == 1:
+            return {what: float(rate) for what, rate in facts["images_per_s"].items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"--against {path}: no figures that --json wrote ({error!r})") from error
+    raise UsageError(f"--against {path}: these are {facts['processes']} processes, not one")
 
 
 @reports_errors
@@ -208,11 +298,42 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=positive, default=100, help="that count (%(default)s)")
     parser.add_argument("--skip", type=positive, default=20, help="before these (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there too")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--devices", type=_counts, metavar="1,2,...", help="measure each number")
+    how.add_argument("--against", type=Path, metavar="OUT", help="of one process: its --json")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_intermixed_args(arguments)
     recipe = load_recipe(options.config, options.overrides)
+    if options.devices:
+        return _scale(recipe, options)
+    one = options.against and _one(options.against)
     lightning.seed_everything(recipe.seed, verbose=False)
-    _report(recipe, measure(recipe, skip=options.skip, steps=options.steps), options.json)
+    rates = measure(recipe, skip=options.skip, steps=options.steps)
+    _report(recipe, rates, options.json, one)
+    return 0
+
+
+def _scale(recipe: Recipe, options: argparse.Namespace) -> int:
+    threads = None
+    if recipe.trainer.accelerator == "cpu" or not torch.cuda.is_available():
+        # One process would take all cores, and two half of them each: no devices to compare.
+        threads = max(1, (os.cpu_count() or 1) // max(options.devices))
+    command = [
+        "--config",
+        str(options.config),
+        f"--steps={options.steps}",
+        f"--skip={options.skip}",
+    ]
+    measured = scaling([*command, *options.overrides], options.devices, threads=threads)
+    print()
+    print("\n".join(table(measured)))
+    if threads is not None:
+        print(
+            f"On {os.cpu_count()} CPU cores, which processes and their loaders share; PyTorch has "
+            f"{threads} thread{'s' if threads > 1 else ''} in each. This says nothing of GPUs."
+        )
+    if options.json:
+        options.json.write_text(json.dumps(measured, indent=1))
     return 0
 
 

@@ -4,6 +4,7 @@
 #   scripts/env_setup.sh            about 3 minutes and 6 GB (PyTorch with CUDA)
 #   PYTHON=python3.12 scripts/env_setup.sh
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0" && exit ;; esac
 cd "$(dirname "$0")/.."
 
 python=${PYTHON:-python3}

@@ -5,6 +5,8 @@ Each round packs a small ImageFolder with two workers, kills the packer, one of 
 at a random moment of the time that an undisturbed run takes, waits until all have ended, gives the
 same command again, and compares the result with that of the undisturbed run: every file, hidden
 ones too.
+
+  python scripts/kill_pack.py --rounds 20
 """
 
 import argparse

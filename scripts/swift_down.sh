@@ -3,6 +3,7 @@
 #
 #   scripts/swift_down.sh [FOLDER]     default: $SHARDSTREAM_SWIFT, which swift_up.sh exports
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0" && exit ;; esac
 folder=${1:-${SHARDSTREAM_SWIFT:?swift_down: name the folder of the Swift to stop}}
 if [ ! -e "$folder/swift_up" ]; then
   echo "swift_down: $folder was not made by swift_up.sh" >&2

@@ -8,6 +8,7 @@
 # Prints endpoint and keys as export lines. Swift checks signatures, clocks and Content-MD5, as AWS
 # does. The folder must be on a file system with extended attributes (TMPDIR chooses another).
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0" && exit ;; esac
 
 fail() { echo "swift_up: $1" >&2; exit "${2:-1}"; }
 

@@ -22,10 +22,10 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from loaders.datamodule import ImageNetData
 from loaders.topology import Topology
+from recipes.build import build_data
 from recipes.schema import Recipe, load_recipe
 from sharding.console import cores, positive
 from sharding.errors import UsageError, reports_errors
-from train import build_data
 
 EXAMPLES = """examples:
   python scripts/tune_workers.py --config recipes/base.yaml data.root=/fsx/shards --devices 8
@@ -69,7 +69,7 @@ def images_per_s(data: ImageNetData, recipe: Recipe, workers: int, *, seconds: f
     topology = Topology(
         global_batch=trainer.global_batch,
         world=trainer.world,
-        accumulate=trainer.accumulate,
+        accumulate=trainer.batches_per_step,
         repeats=recipe.data.repeats,
     )
     loader = data.train_loader(topology, workers=workers)

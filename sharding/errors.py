@@ -24,6 +24,41 @@ class BadImageError(DataError):
     """Raised for an image that cannot be used; the one kind of fault that a packer may skip."""
 
 
+# What is used up, and where more of it comes from.
+_REMEDIES = {
+    errno.EMFILE: "raise the limit of this shell (`ulimit -n 65536`), or use fewer workers",
+    errno.ENFILE: "the whole machine has too many open: raise fs.file-max, or end other programs",
+    errno.ENOSPC: "free some space (see `df -h`), or use another disk",
+    errno.EDQUOT: "free some of your quota, or use another disk",
+    errno.ENOMEM: "use fewer workers, or a larger limit of memory (`ulimit -v`, control group)",
+}
+
+
+def with_remedy(error: OSError) -> str:
+    """The error's text and, where something is used up, what to do."""
+    remedy = _REMEDIES.get(error.errno or 0)
+    return f"{error}; {remedy}" if remedy else str(error)
+
+
+def outcome(error: BaseException) -> tuple[int, str] | None:
+    """Exit status and message of an error that a user is meant to see; None: a bug of ours."""
+    if isinstance(error, UsageError):
+        return EXIT_USAGE, str(error)
+    if isinstance(error, DataError):
+        return EXIT_DATA, str(error)
+    if isinstance(error, OSError):
+        wrong_kind = error.errno in {errno.ENOTDIR, errno.EEXIST, errno.ELOOP}
+        return EXIT_USAGE if wrong_kind else 1, with_remedy(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted"
+    return None
+
+
+def complain(message: str) -> None:
+    """Write an error's one line to stderr."""
+    print(f"{Path(sys.argv[0]).name}: error: {_one_line(message)}", file=sys.stderr, flush=True)
+
+
 def reports_errors(main: Callable[..., int]) -> Callable[..., int]:
     """Wrap an entry point: each of our errors becomes one line on stderr and an exit status.
 
@@ -39,19 +74,13 @@ def reports_errors(main: Callable[..., int]) -> Callable[..., int]:
         except BrokenPipeError:  # the reader of our output went away: `shard.py info | head`
             _discard_output()
             return 0
-        except UsageError as error:
-            status, message = EXIT_USAGE, str(error)
-        except DataError as error:
-            status, message = EXIT_DATA, str(error)
-        except OSError as error:
-            _discard_output()
-            wrong_kind = error.errno in {errno.ENOTDIR, errno.EEXIST, errno.ELOOP}
-            status, message = EXIT_USAGE if wrong_kind else 1, str(error)
-        except KeyboardInterrupt:
-            status, message = 130, "interrupted"
-        else:
-            return status
-        print(f"{Path(sys.argv[0]).name}: error: {_one_line(message)}", file=sys.stderr)
+        except (UsageError, DataError, OSError, KeyboardInterrupt) as error:
+            if isinstance(error, OSError):
+                _discard_output()
+            known = outcome(error)
+            assert known is not None
+            status, message = known
+            complain(message)
         return status
 
     return wrapped

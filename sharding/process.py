@@ -136,7 +136,8 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         yield pool
     except BrokenProcessPool as error:
         raise ChildProcessError(
-            "a worker process was killed (out of memory?); start the same command again"
+            "a worker process was killed, most likely by the kernel for memory (see dmesg); start "
+            "the same command again, with fewer --workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

@@ -37,10 +37,15 @@ def small_shards(small_images: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture
 def small_recipe(small_shards: Path, tmp_path: Path) -> Path:
     """A recipe that trains a small ResNet on the small shards, 6 steps an epoch, two epochs."""
+    return write_recipe(tmp_path / "small.yaml", small_shards)
+
+
+def write_recipe(path: Path, shards: Path) -> Path:
+    """The same for fixtures that live longer."""
     values = {
         "name": "small",
         "data": {
-            "root": str(small_shards),
+            "root": str(shards),
             "num_workers": 0,
             "train_size": 8,
             "val_resize": 8,
@@ -59,6 +64,5 @@ def small_recipe(small_shards: Path, tmp_path: Path) -> Path:
             "trace_samples": True,
         },
     }
-    path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(values))
     return path

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 from contextlib import suppress
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -128,3 +129,23 @@ def test_no_memory_is_left_in_use() -> None:
     del batch
     gc.collect()
     assert descriptors() == 0
+
+
+@pytest.mark.parametrize(
+    ("which", "least", "text"),
+    [(resource.RLIMIT_FSIZE, 1 << 20, "ulimit -f"), (resource.RLIMIT_NOFILE, 3, "ulimit -n")],
+)
+def test_memory_that_is_refused_is_named(which: int, least: int, text: str) -> None:
+    """How much was asked for, by whom, which limit says no, and what to lower; nothing is left."""
+    before = len(os.listdir("/proc/self/fd"))
+    soft, hard = resource.getrlimit(which)
+    resource.setrlimit(which, (least, hard))
+    try:
+        with pytest.raises(
+            OSError, match=r"12 MB .* of 3 loader workers: .* data\.num_w"
+        ) as caught:
+            Blocks(workers=3, prefetch=1, size=1_000_000)
+    finally:
+        resource.setrlimit(which, (soft, hard))
+    assert text in str(caught.value)
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -20,7 +20,7 @@ class Trainer:
         self.runs = 0
         loop = SimpleNamespace(
             batch_progress=SimpleNamespace(current=SimpleNamespace(ready=ready)),
-            val_loop=SimpleNamespace(restarting=True, run=self._run),
+            val_loop=SimpleNamespace(restarting=True, run=self._run, _has_run=False),
             _should_check_val_fx=lambda fetcher: due,
         )
         self.fit_loop = SimpleNamespace(epoch_loop=loop)
@@ -52,12 +52,12 @@ def test_a_validation_that_was_due_is_made_up_for(
     assert trainer.training == bool(runs)
 
 
-def test_each_validation_but_the_sanity_check_is_noted() -> None:
-    """In what a checkpoint keeps."""
+def test_each_validation_that_came_to_its_end_is_noted() -> None:
+    """In what a checkpoint keeps; not the sanity check, nor one that has only begun."""
     callback, trainer = MissedValidation(), Trainer()
     trainer.sanity_checking = True
-    callback.on_validation_start(trainer, None)  # type: ignore[arg-type]
+    callback.on_validation_end(trainer, None)  # type: ignore[arg-type]
     assert callback.state_dict() == {"validated": -1}
     trainer.sanity_checking = False
-    callback.on_validation_start(trainer, None)  # type: ignore[arg-type]
+    callback.on_validation_end(trainer, None)  # type: ignore[arg-type]
     assert callback.state_dict() == {"validated": 12}

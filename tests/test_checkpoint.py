@@ -7,17 +7,17 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 import pytest
 import torch
 
-from model.checkpoint import (
-    PREVIOUS,
-    AtomicCheckpointIO,
-    BrokenCheckpointError,
-    newest_whole,
-)
+from model.checkpoint import LAST, PREVIOUS, AtomicCheckpointIO
+from model.hashes import BrokenCheckpointError, Content, check
+from model.newest import newest_whole
 from sharding.store import atomic_file
 
 FILES = AtomicCheckpointIO(atomic_file)
@@ -40,7 +40,7 @@ def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
     ]
     assert FILES.load_checkpoint(path.with_name(PREVIOUS))["step"] == 5
     FILES.remove_checkpoint(path)
-    assert newest_whole(path.parent) == (path.with_name(PREVIOUS), [])
+    assert newest_whole(path.parent).path == path.with_name(PREVIOUS)
 
 
 def test_a_full_disk_leaves_the_good_checkpoint_whole(tmp_path: Path) -> None:
@@ -58,14 +58,77 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     AtomicCheckpointIO(atomic_file).save_checkpoint({{"x": torch.zeros(100_000)}}, {str(path)!r})
-except (OSError, RuntimeError):
-    sys.exit(7)
+except OSError as error:  # with the file's name, which the disk does not tell
+    sys.exit(7 if error.filename == {str(path)!r} else 8)
 """
     done = subprocess.run([sys.executable, "-c", program], check=False, timeout=60)
     assert done.returncode == 7
     assert FILES.load_checkpoint(path) == {"step": 1}
     assert {p.name for p in tmp_path.iterdir()} <= {*NAMES}
-    assert newest_whole(tmp_path) == (path, [])
+    assert newest_whole(tmp_path).path == path
+    assert newest_whole(tmp_path).broken == []
+
+
+CROWDED = """
+import errno, os, sys, torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from model.checkpoint import AtomicCheckpointIO
+from sharding.store import atomic_file
+kind, path = sys.argv[1], sys.argv[2]
+assert os.stat(os.environ["TMPDIR"]).st_dev != os.stat(os.path.dirname(path)).st_dev
+files = TorchCheckpointIO() if kind == "lightning" else AtomicCheckpointIO(atomic_file)
+files.save_checkpoint({"global_step": 1, "x": torch.zeros(1)}, path)
+if kind == "ours":
+    files.save_checkpoint({"global_step": 2, "x": torch.zeros(1)}, path)
+try:
+    files.save_checkpoint({"global_step": 3, "x": torch.zeros(1_000_000)}, path)
+except (OSError, RuntimeError) as error:
+    text = f"{error} {error.__context__}"
+    assert "No space left" in text, text
+else:
+    sys.exit("there was room")
+if kind == "ours":
+    assert sorted(name for name in os.listdir(os.path.dirname(path))) == sorted(
+        ["last.ckpt", "last.ckpt.xxh128", "last.previous.ckpt", "last.previous.ckpt.xxh128"]
+    ), os.listdir(os.path.dirname(path))
+    files.save_checkpoint({"global_step": 4}, path)  # there is room again
+    print(files.load_checkpoint(path.replace("last", "last.previous"))["global_step"])
+print(files.load_checkpoint(path)["global_step"])
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_with_the_temporary_folder_elsewhere(tmp_path: Path) -> None:
+    """The case in which Lightning's own writing destroys what it was about to replace.
+
+    A disk of 1 MB, and a temporary folder with room on another one. What was there stays whole, no
+    temporary file does, and when there is room again the next save works.
+    """
+    small, roomy = tmp_path / "small", tmp_path / "roomy"
+    small.mkdir()
+    roomy.mkdir()
+    mounts = (
+        f"mount -t tmpfs -o size=1m none {small} && mount -t tmpfs -o size=64m none {roomy} || "
+        "exit 77\n"
+    )
+
+    def crowd(kind: str) -> subprocess.CompletedProcess[str]:
+        program = f"{mounts} exec {sys.executable} - {kind} {small}/last.ckpt"
+        return subprocess.run(
+            ["unshare", "-m", "sh", "-c", program],
+            input=CROWDED,
+            env=os.environ | {"TMPDIR": str(roomy), "PYTHONPATH": str(Path(__file__).parents[1])},
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+
+    done = crowd("ours")
+    if done.returncode == 77 or "Operation not permitted" in done.stderr:
+        pytest.skip(f"no file system can be mounted here: {done.stderr}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["2", "4"]
 
 
 def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
@@ -82,50 +145,137 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
     assert not (tmp_path / "pwned").exists()
 
 
-def save_until(operation: int, folder: Path) -> int:
-    """Save step 3 in a fork that is killed before its n-th file operation; its exit status."""
+class Deadly:
+    """A process that is killed before its n-th effect on a folder: whatever is written or named."""
+
+    def __init__(self, at: int, folder: Path) -> None:
+        self._at = at
+        self._folder = str(folder)
+        self._effects = itertools.count(1)
+
+    def count(self) -> None:
+        """An effect comes."""
+        if next(self._effects) == self._at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_event(self, event: str, arguments: tuple[object, ...]) -> None:
+        """Python tells of these itself."""
+        here = arguments and str(arguments[0]).startswith(self._folder)
+        if event in {"open", "os.rename", "os.link", "os.remove"} and here:
+            self.count()
+
+    @contextmanager
+    def atomic_file(self, path: Path) -> Iterator[BinaryIO]:
+        """Each write, and the two calls of fsync; half of a write's bytes may get through."""
+        fsync = os.fsync
+
+        def counted(descriptor: int) -> None:
+            self.count()
+            fsync(descriptor)
+            self.count()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "fsync", counted)
+            with atomic_file(path) as stream:
+                yield cast("BinaryIO", Halves(stream, self))
+
+
+class Halves:
+    """A stream whose writes come in two halves, with an effect between them."""
+
+    def __init__(self, stream: BinaryIO, deadly: Deadly) -> None:
+        self._stream = stream
+        self._deadly = deadly
+        self._writes = itertools.count()
+
+    def write(self, data: Any) -> int:
+        data = memoryview(data).cast("B")
+        self._stream.write(data[: len(data) // 2])
+        self._stream.flush()  # a killed process loses what stands in its buffers alone
+        if next(self._writes) % 4 == 0:  # torch.save makes some 70
+            self._deadly.count()
+        self._stream.write(data[len(data) // 2 :])
+        return len(data)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+def save_until(effect: int, folder: Path, step: int = 3) -> int:
+    """Save a step in a fork that is killed before its n-th effect; its exit status."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: a fork beside threads
         child = os.fork()
     if not child:
-        operations = itertools.count(1)
-
-        def kill(event: str, arguments: tuple[object, ...]) -> None:
-            here = arguments and str(arguments[0]).startswith(str(folder))
-            named = event in {"open", "os.rename", "os.link", "os.remove"}
-            if named and here and next(operations) == operation:
-                os.kill(os.getpid(), signal.SIGKILL)
-
         status = 1
         try:
-            sys.addaudithook(kill)
-            FILES.save_checkpoint({"step": 3, "x": torch.arange(100)}, folder / "last.ckpt")
+            deadly = Deadly(effect, folder)
+            sys.addaudithook(deadly.on_event)
+            files = AtomicCheckpointIO(deadly.atomic_file)
+            files.save_checkpoint(state(step), folder / LAST)
             status = 0
         finally:
             os._exit(status)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def state(step: int) -> dict[str, Any]:
+    """A checkpoint."""
+    return {"global_step": step, "x": torch.arange(100) + step}
+
+
+def steps_in(folder: Path) -> dict[str, int]:
+    """The step of each checkpoint of a folder. All are whole, and hold what their hashes say."""
+    found = {}
+    for path in folder.glob("*.ckpt"):
+        claimed = check(path).step
+        loaded = FILES.load_checkpoint(path)
+        assert torch.equal(loaded["x"], state(loaded["global_step"])["x"])
+        assert claimed == loaded["global_step"]
+        found[path.name] = loaded["global_step"]
+    return found
+
+
 def test_sigkill_at_each_step_of_a_save(tmp_path: Path) -> None:
-    """Whatever file operation it dies before, the newest whole one is the old or the new."""
+    """Whatever effect it dies before, the newest whole one is the old or the new; all are whole."""
     found = []
-    for operation in itertools.count(1):
-        folder = tmp_path / str(operation)
+    for effect in itertools.count(1):
+        folder = tmp_path / str(effect)
         for step in (1, 2):
-            FILES.save_checkpoint({"step": step, "x": torch.arange(100)}, folder / "last.ckpt")
-        status = save_until(operation, folder)
-        newest, broken = newest_whole(folder)
-        assert broken == []
-        assert newest == folder / "last.ckpt"
-        found.append(FILES.load_checkpoint(newest)["step"])
-        assert FILES.load_checkpoint(folder / PREVIOUS)["step"] in {1, 2}
+            FILES.save_checkpoint(state(step), folder / LAST)
+        status = save_until(effect, folder)
+        there = steps_in(folder)
+        assert there[LAST] in {2, 3}
+        assert there[PREVIOUS] in {1, 2}
+        newest = newest_whole(folder)
+        assert newest.path == folder / LAST
+        assert newest.broken == []
+        found.append(there[LAST])
         if status == 0:
             break
-        FILES.save_checkpoint({"step": 4}, folder / "last.ckpt")  # what was left is in nobody's way
-        assert newest_whole(folder) == (folder / "last.ckpt", [])
+        assert status == -signal.SIGKILL
+        FILES.save_checkpoint(state(4), folder / LAST)  # what was left is in nobody's way
+        assert steps_in(folder) == {LAST: 4, PREVIOUS: there[LAST]}
     assert found == sorted(found)
     assert set(found) == {2, 3}
-    assert operation > 6
+    assert effect > 40
+
+
+def test_sigkill_in_one_save_after_another(tmp_path: Path) -> None:
+    """A run that dies in each of its saves, wherever: nothing that was whole is lost.
+
+    What two killed saves have announced may both be there, or neither.
+    """
+    for first in range(1, 60, 4):
+        folder = tmp_path / str(first)
+        for step in (1, 2):
+            FILES.save_checkpoint(state(step), folder / LAST)
+        for number in range(4):
+            save_until(first + 3 * number, folder, step=3 + number)
+            there = steps_in(folder)
+            assert set(there) == {LAST, PREVIOUS}
+            assert there[PREVIOUS] <= there[LAST]
+            assert newest_whole(folder).broken == []
 
 
 @pytest.mark.parametrize("hashes", [True, False], ids=["with hashes", "from elsewhere"])
@@ -143,17 +293,71 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str, hashes
     path.write_bytes(damaged)
     for leftover in tmp_path.glob("*.xxh128") if not hashes else ():
         leftover.unlink()
-    newest, broken = newest_whole(tmp_path)
-    assert newest == tmp_path / "kept.ckpt"
-    (line,) = broken
+    found = newest_whole(tmp_path)
+    assert found.path == tmp_path / "kept.ckpt"
+    (line,) = found.broken
     assert str(path) in line
     with pytest.raises(BrokenCheckpointError, match=r"last\.ckpt"):
         FILES.load_checkpoint(path)
 
 
+def test_a_broken_one_does_not_take_the_place_of_the_one_before(tmp_path: Path) -> None:
+    """A run that went on from last.previous.ckpt keeps it until its own first save is whole."""
+    path = tmp_path / LAST
+    for step in (1, 2):
+        FILES.save_checkpoint(state(step), path)
+    previous = path.with_name(PREVIOUS)
+    path.unlink()  # before, the two could share a file
+    path.write_bytes(b"rubbish")
+    AtomicCheckpointIO(atomic_file).save_checkpoint(state(3), path)
+    assert steps_in(tmp_path) == {LAST: 3, PREVIOUS: 1}
+    assert previous.exists()
+
+
+def test_lost_hashes_are_made_anew(tmp_path: Path) -> None:
+    """Without them, or with a torn file, the next save keeps the checkpoint and knows both."""
+    for lost in (None, b"torn"):
+        folder = tmp_path / str(lost)
+        FILES.save_checkpoint(state(1), folder / LAST)
+        hashes = folder / f"{LAST}.xxh128"
+        if lost is None:
+            hashes.unlink()
+        else:
+            hashes.write_bytes(lost)
+        assert newest_whole(folder).path == folder / LAST
+        AtomicCheckpointIO(atomic_file).save_checkpoint(state(2), folder / LAST)
+        assert check(folder / PREVIOUS).step is None
+        assert FILES.load_checkpoint(folder / PREVIOUS)["global_step"] == 1
+        assert FILES.load_checkpoint(folder / LAST)["global_step"] == 2
+
+
+def test_what_was_written_is_published(tmp_path: Path) -> None:
+    """With what it holds, once it is whole; removals and the end are told as well."""
+    told: list[object] = []
+
+    class Publisher:
+        def publish(self, path: Path, content: Content) -> None:
+            assert check(path) == content
+            told.append((path.name, content.step))
+
+        def remove(self, name: str) -> None:
+            told.append(name)
+
+        def close(self) -> None:
+            told.append("end")
+
+    files = AtomicCheckpointIO(atomic_file, Publisher())
+    files.save_checkpoint(state(1), tmp_path / LAST)
+    files.save_checkpoint(state(2), tmp_path / "best.ckpt")
+    files.remove_checkpoint(tmp_path / "best.ckpt")
+    files.teardown()
+    assert told == [(LAST, 1), ("best.ckpt", 2), "best.ckpt", "end"]
+
+
 def test_no_whole_checkpoint(tmp_path: Path) -> None:
     """An empty folder, a missing one, and one with rubbish alone."""
-    assert newest_whole(tmp_path) == newest_whole(tmp_path / "none") == (None, [])
+    for folder in (tmp_path, tmp_path / "none"):
+        assert newest_whole(folder) == (None, [])
     (tmp_path / "last.ckpt").write_bytes(b"rubbish")
     assert newest_whole(tmp_path).path is None
     assert len(newest_whole(tmp_path).broken) == 1

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sharding.errors import DataError, UsageError, reports_errors
+from sharding.errors import BadImageError, DataError, UsageError, outcome, reports_errors
 
 
 @pytest.mark.parametrize(
@@ -10,7 +10,13 @@ from sharding.errors import DataError, UsageError, reports_errors
     [
         (UsageError("no such option"), 2, "no such option"),
         (DataError("byte 7 is wrong"), 3, "byte 7 is wrong"),
-        (OSError(28, "No space left on device", "/d/x"), 1, "No space left on device: '/d/x'"),
+        (
+            OSError(28, "No space left on device", "/d/x"),
+            1,
+            "/d/x'; free some space (see `df -h`), or use another disk",
+        ),
+        (OSError(24, "Too many open files"), 1, "(`ulimit -n 65536`), or use fewer workers"),
+        (OSError(13, "Permission denied", "/d/x"), 1, "Permission denied: '/d/x'"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
@@ -41,3 +47,10 @@ def test_bugs_keep_their_traceback(error: type[BaseException]) -> None:
 
     with pytest.raises(error):
         main()
+
+
+def test_outcomes_of_errors_that_are_told_elsewhere() -> None:
+    """The same statuses for who reports by himself; a bug has none."""
+    assert outcome(BadImageError("no image")) == (3, "no image")
+    assert outcome(NotADirectoryError(20, "Not a directory")) == (2, "[Errno 20] Not a directory")
+    assert outcome(ValueError("of ours")) is None

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import eval as program
-import train
+from recipes.build import build_data, build_model
 from recipes.schema import load_recipe
 from tests.test_train import run
 
@@ -138,5 +138,5 @@ def test_tables_add_up(small_recipe: Path, checkpoint: Path, tmp_path: Path, dev
 def test_the_programs_share_their_model(small_recipe: Path, tmp_path: Path) -> None:
     """What train.py saves is what eval.py's model takes, name for name."""
     recipe = load_recipe(small_recipe)
-    trained = train.build_model(recipe, train.build_data(recipe)).state_dict()
+    trained = build_model(recipe, build_data(recipe)).state_dict()
     assert trained.keys() == program.new_model(recipe, 3).state_dict().keys()

@@ -1,119 +1,199 @@
 """Preemption: a signal to any rank ends all, saved at one step, and the run goes on exactly."""
 
+import csv
+import json
 import os
 import select
-import signal
 import subprocess
-import time
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
 from model.preemption import EXIT_PREEMPTED, MARKER, exit_status
-from tests.test_resume import TRAIN, steps_of
+from tests import faulty
+from tests.conftest import write_recipe
+from tests.faulty import Fault
+from tests.test_resume import steps_of, weights_of
 
-EPOCHS = 40
-EPOCH_STEPS = 6
+PROGRAM = Path(faulty.__file__)
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+TWO = ("--devices=2", "trainer.batch_size=2", "trainer.accumulate=2")
+"""Ranks have 3 and 4 batches of the 13 validation images."""
 
 
-def arguments(recipe: Path, run: Path, world: int, *more: str) -> list[str]:
-    """A run that is long enough to be disturbed."""
-    options = ["schedule.name=step", f"trainer.devices={world}", f"trainer.batch_size={8 // world}"]
-    return [
-        *TRAIN,
-        "--config",
-        str(recipe),
-        "--run",
-        str(run),
-        f"--epochs={EPOCHS}",
-        *options,
-        *more,
-    ]
+def arguments(recipe: Path, run: Path, *more: str) -> list[str]:
+    """Of a run of two epochs of 6 steps, with small checkpoints."""
+    network = ["model.name=resnet9", "model.width=4", "model.small_stem=false"]
+    every = "trainer.checkpoint_every_n_steps=4"
+    return ["--config", str(recipe), "--run", str(run), *network, every, *more]
 
 
 def lines(run: Path, rank: int = 0) -> int:
-    """Steps that a rank has begun."""
+    """Batches that a rank has begun."""
     trace = run / f"samples-rank{rank}.jsonl"
     return trace.read_bytes().count(b"\n") if trace.exists() else 0
 
 
-def ranks_of(process: subprocess.Popen[str]) -> list[int]:
-    """Process ids of all ranks: the one that was started, and the training processes below it."""
-    found = [process.pid]
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    for child in map(int, children):
-        command = Path(f"/proc/{child}/cmdline").read_bytes()
-        if b"train.py" in command:
-            found.append(child)
+def curves(run: Path) -> dict[str, dict[str, str]]:
+    """What each validation found, over all starts of the run."""
+    found: dict[str, dict[str, str]] = {}
+    for path in sorted(run.glob("csv/version_*/metrics.csv")):
+        with path.open() as stream:
+            for row in csv.DictReader(stream):
+                for name in ("val/loss", "val/acc1", "val/seen"):
+                    if row.get(name):
+                        found.setdefault(name, {})[row["step"]] = row[name]
     return found
 
 
-def preempt(
-    line: list[str], run: Path, *, victims: tuple[int, ...], name: signal.Signals, times: int = 1
-) -> None:
-    """Start, send the signal to these ranks once training is under way, and wait for the end."""
-    before = lines(run)
-    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as process:
-        while lines(run) < before + 4:
-            assert process.poll() is None, process.stderr and process.stderr.read()
-            time.sleep(0.01)
-        pids = ranks_of(process)
-        watched = [os.pidfd_open(pid) for pid in pids]
-        for _ in range(times):
-            for victim in victims:
-                os.kill(pids[victim], name)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == EXIT_PREEMPTED, errors
-    assert "Traceback" not in errors
-    assert (run / MARKER).exists()
-    for descriptor in watched:
-        assert select.select([descriptor], [], [], 30)[0], "a rank outlived the first one"
-        os.close(descriptor)
+def assert_same(run: Path, whole: Path, *, world: int, accumulate: bool = False) -> None:
+    """The run used the same samples, and has the same weights and metrics."""
+    if not accumulate:  # where a step has several lines
+        assert steps_of(run, world) == steps_of(whole, world)
+    ours, theirs = weights_of(run), weights_of(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert curves(run) == curves(whole)
 
 
 @pytest.mark.parametrize(
-    ("world", "victims", "name", "times", "options"),
+    ("fault", "options", "saved"),
     [
-        (1, (0,), signal.SIGTERM, 1, ()),
-        (1, (0,), signal.SIGUSR1, 3, ("trainer.accumulate=2", "trainer.batch_size=4")),
-        (1, (0,), signal.SIGTERM, 2, ("data.num_workers=2",)),
-        (2, (0,), signal.SIGTERM, 1, ()),
-        (2, (1,), signal.SIGUSR1, 1, ()),
-        (2, (0, 1), signal.SIGTERM, 2, ()),
+        (Fault(rank=0, place="train", step=3, do="SIGTERM"), (), 4),
+        (Fault(rank=0, place="train", step=3, do="SIGUSR1", times=3), (), 4),
+        (Fault(rank=0, place="train", step=5, do="SIGTERM"), (), 6),  # an epoch's end
+        (Fault(rank=0, place="save", step=4, do="SIGTERM", times=2), (), 4),
+        (Fault(rank=0, place="validation", step=6, do="SIGTERM"), (), 6),
+        (
+            Fault(rank=0, place="validation", step=3, do="SIGTERM"),
+            ("trainer.val_check_interval=0.5",),
+            3,
+        ),
+        (
+            Fault(rank=0, place="train", step=3, do="SIGTERM"),
+            ("trainer.accumulate=2", "trainer.batch_size=4"),
+            4,
+        ),
+        (
+            Fault(rank=0, place="validation", step=6, do="SIGTERM"),
+            ("schedule.name=plateau", "schedule.plateau_patience=0", "schedule.warmup_epochs=0"),
+            6,
+        ),
+        (Fault(rank=0, place="sanity", step=0, do="SIGTERM"), (), None),
     ],
     ids=str,
 )
 def test_a_preempted_run_goes_on_exactly(
     small_recipe: Path,
     tmp_path: Path,
-    world: int,
-    victims: tuple[int, ...],
-    name: signal.Signals,
-    times: int,
+    fault: Fault,
     options: tuple[str, ...],
+    saved: int | None,
 ) -> None:
-    """Preempted, and started again: 75, then the samples and weights of an undisturbed run."""
+    """In training, in a validation, in a save, before the first step: 75, then as undisturbed."""
     run, whole = tmp_path / "run", tmp_path / "whole"
-    preempt(
-        arguments(small_recipe, run, world, *options), run, victims=victims, name=name, times=times
-    )
-    step = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"]
-    assert 0 < step < EPOCHS * EPOCH_STEPS
-    # Not to the end of 40 epochs: both runs are compared where the resumed one has come to.
-    stop = f"--epochs={step // EPOCH_STEPS + 2}"
-    for folder, resume in ((run, ("--resume", "auto")), (whole, ())):
-        line = [*arguments(small_recipe, folder, world, *options), stop, *resume]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=200, check=False)
-        assert done.returncode == 0, done.stderr
+    assert faulty.main([], arguments(small_recipe, whole, *options)) == 0
+    assert faulty.main([fault], arguments(small_recipe, run, *options)) == EXIT_PREEMPTED
+    assert (run / MARKER).read_text() == f"step {saved or 0}\n"
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    assert checkpoint.exists() == (saved is not None)
+    if saved is not None:
+        assert torch.load(checkpoint, weights_only=True)["global_step"] == saved
+    assert faulty.main([], arguments(small_recipe, run, *options, "--resume", "auto")) == 0
     assert not (run / MARKER).exists()
-    if "trainer.accumulate=2" not in options:
-        assert steps_of(run, world) == steps_of(whole, world)
-    ours, theirs = (
-        torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-        for folder in (run, whole)
+    assert_same(run, whole, world=1, accumulate="trainer.accumulate=2" in options)
+
+
+def test_preempted_while_it_makes_up_for_a_validation(small_recipe: Path, tmp_path: Path) -> None:
+    """Before the first step of a resumed run the checkpoint stays what it was."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert faulty.main([], arguments(small_recipe, whole)) == 0
+    fault = Fault(rank=0, place="validation", step=6, do="SIGTERM")
+    assert faulty.main([fault], arguments(small_recipe, run)) == EXIT_PREEMPTED
+    before = (run / "checkpoints" / "last.ckpt").read_bytes()
+    again = arguments(small_recipe, run, "--resume", "auto")
+    assert faulty.main([fault], again) == EXIT_PREEMPTED
+    assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
+    assert faulty.main([], again) == 0
+    assert_same(run, whole, world=1)
+
+
+def start(line: list[str], faults: list[Fault], run: Path) -> "subprocess.Popen[str]":
+    """Python with faults to come. All its processes carry the run's name."""
+    values = json.dumps([vars(fault) for fault in faults])
+    return subprocess.Popen(
+        [sys.executable, *line],
+        env=os.environ | {"FAULTS": values, "OMP_NUM_THREADS": "1", "RUN": str(run)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.fixture(scope="module")
+def whole_of_two(small_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A recipe, and the folder of a run of it with two ranks that nothing disturbed."""
+    root = tmp_path_factory.mktemp("two")
+    recipe, run = write_recipe(root / "small.yaml", small_shards), root / "whole"
+    with start([str(PROGRAM), *arguments(recipe, run, *TWO)], [], run) as process:
+        _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    return recipe, run
+
+
+@pytest.mark.parametrize(
+    ("launcher", "faults", "status"),
+    [
+        ((), [Fault(rank=1, place="validation", step=6, do="SIGTERM")], EXIT_PREEMPTED),
+        (
+            (),
+            [Fault(rank=rank, place="save", step=4, do="SIGTERM", times=2) for rank in (0, 1)],
+            EXIT_PREEMPTED,
+        ),
+        (TORCHRUN, [Fault(rank=0, place="train", step=3, do="agent SIGTERM")], None),
+    ],
+    ids=("one rank in a validation", "both twice in a save", "torchrun"),
+)
+def test_all_ranks_end_and_go_on_exactly(
+    whole_of_two: tuple[Path, Path],
+    tmp_path: Path,
+    launcher: tuple[str, ...],
+    faults: list[Fault],
+    status: int | None,
+) -> None:
+    """All processes gone in time, 75 or the marker, no shared memory left, the rest as undisturbed.
+
+    With torchrun only the marker tells a preemption from an error.
+    """
+    recipe, whole = whole_of_two
+    run = tmp_path / "run"
+    shared = set(os.listdir("/dev/shm"))
+    line = [*launcher, str(PROGRAM), *arguments(recipe, run, *TWO, "data.num_workers=1")]
+    with start(line, faults, run) as process:
+        _, errors = process.communicate(timeout=100)
+    assert process.returncode == status or (status is None and process.returncode)
+    assert (run / MARKER).exists(), errors
+    assert status is None or "Traceback" not in errors
+    for descriptor in still_there(run):
+        assert select.select([descriptor], [], [], 30)[0], "a process outlived the first one"
+        os.close(descriptor)
+    assert set(os.listdir("/dev/shm")) <= shared
+    with start([*line, "--resume", "auto"], [], run) as process:
+        _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert_same(run, whole, world=2, accumulate=True)
+
+
+def still_there(run: Path) -> list[int]:
+    """Descriptors of all processes whose environment names this run."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            if str(run).encode() in Path(f"/proc/{pid}/environ").read_bytes():
+                found.append(os.pidfd_open(int(pid)))
+    return found
 
 
 def test_exit_status(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,9 @@ import yaml
 
 from model.schedule import lr_at
 from model.trainer import build_trainer
+from recipes.build import build_data, build_model
 from recipes.schema import Recipe, load_recipe
 from sharding.store import atomic_file
-from train import build_data, build_model
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
@@ -21,7 +21,7 @@ FFCV = {16: (11, 13), 24: (17, 20), 32: (23, 27), 40: (29, 34), 56: (41, 48), 88
 NAMES = {
     "base", "demo", "tiny", "local", "full", "single_gpu_full", "resnet_strikes_back",
     "lr_finder_step_100", "torchvision_v1", "torchvision_v2", "rsb_a1", "rsb_a2", "rsb_a3",
-    "nvidia_90", "mosaic_mild", "cifar10", *(f"ffcv_{epochs}" for epochs in FFCV),
+    "nvidia_90", "mosaic_mild", "cifar10", "imagenette", *(f"ffcv_{epochs}" for epochs in FFCV),
 }  # fmt: skip
 
 

@@ -52,7 +52,7 @@ class Witness(lightning.Callback):
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         self.rates[self.seen[-1][1]] = trainer.optimizers[0].param_groups[0]["lr"]
-        if trainer.global_step > len({step for _, step, _ in self.seen}) - 1:
+        if trainer.global_step > self.seen[-1][1]:
             self._save(trainer, "step")
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
@@ -76,11 +76,15 @@ def fit(
     schedule: ScheduleConfig = ScheduleConfig(warmup_epochs=1),  # noqa: B008  (frozen)
     model_options: Mapping[str, Any] = MappingProxyType({}),
     middle: tuple[nn.Module, ...] = (),
+    norm: bool = True,
+    run: Path | None = None,
+    more: tuple[lightning.Callback, ...] = (),
     **options: Any,
 ) -> tuple[Witness, dict[str, torch.Tensor]]:
     """Train two epochs in this process; returns what was seen and the final weights.
 
-    middle: more layers. Where there is a moving average, it is among the weights.
+    middle: more layers. norm: with batch statistics. run: folder that the run writes itself. Where
+    there is a moving average, it is among the weights.
     """
     defaults: dict[str, Any] = {"accelerator": "cpu", "epochs": 2, "batch_size": 8}
     config = TrainerConfig(log_every_n_steps=1, **(defaults | options))
@@ -95,12 +99,12 @@ def fit(
         **data_options,
     )
     data = ImageNetData(
-        data_config, seed=0, batch_size=config.batch_size, accumulate=config.accumulate
+        data_config, seed=0, batch_size=config.batch_size, accumulate=config.batches_per_step
     )
     # With batch statistics, momentum and more than one layer: all that a resume could forget.
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3),
-        nn.BatchNorm2d(8),
+        nn.BatchNorm2d(8) if norm else nn.Identity(),
         nn.ReLU(),
         nn.AdaptiveAvgPool2d(6),
         *middle,
@@ -114,7 +118,9 @@ def fit(
         "plateau": Plateau(schedule) if schedule.name == "plateau" else None,
     }
     module = Classifier(network, classes=CLASSES, **(values | dict(model_options)))
-    trainer = build_trainer(config, atomic_file=atomic_file, run=None, val_samples=13)
+    trainer = build_trainer(
+        config, atomic_file=atomic_file, run=run, val_samples=13, epoch_steps=STEPS, more=more
+    )
     witness = Witness(save)
     trainer.callbacks.append(witness)  # type: ignore[attr-defined]
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)

@@ -18,6 +18,7 @@ PURE = (
     "sharding/tar.py",
     "sharding/urls.py",
     "loaders/augment.py",
+    "loaders/doctor.py",
     "loaders/order.py",
     "model/schedule.py",
 )

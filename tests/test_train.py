@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 
 import eval as eval_program
 import train as train_program
+from sharding.s3 import S3Store
 from tests.fault_proxy import BUCKET, s3_endpoint
 from tests.make_images import image_folder, pack_folder
 
@@ -239,6 +241,61 @@ def test_training_from_s3(small_shards: Path, small_recipe: Path, tmp_path: Path
     )  # fmt: skip
     assert json.loads(evaluated.stdout.splitlines()[-1])["images"] == 13
     assert len(list((tmp_path / "again/cache").iterdir())) == 2  # train and val
+
+
+def test_checkpoints_on_s3_outlive_the_disk(
+    small_recipe: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The run's folder is lost; another machine goes on from S3, with the same weights.
+
+    A new run there is refused, eval.py reads from there, and what differs of the recipe is named.
+    """
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint())
+    url = f"s3://{BUCKET}/{tmp_path.name}/run"
+    common = ["--config", str(small_recipe), "schedule.name=constant"]
+    for name, more in (("a", ["--checkpoint_url", url, "--epochs", "1"]), ("whole", [])):
+        assert train_program.main([*common, "--run", str(tmp_path / name), *more]) == 0
+    shutil.rmtree(tmp_path / "a")
+    capsys.readouterr()
+
+    again = [*common, "--run", str(tmp_path / "a"), "--checkpoint_url", url]
+    assert train_program.main(again) == 2
+    assert f"{url} holds a run already; go on with it" in one_line(capsys.readouterr().err)
+    assert train_program.main([*again, "--resume", "auto"]) == 0
+    shown = capsys.readouterr()
+    assert f"resumed from {url}/last.ckpt" in shown.out
+    assert "another recipe: trainer.epochs 1 -> 2;" in one_line(shown.err)
+    lasts = [
+        torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True)
+        for run in ("whole", "a")
+    ]
+    for name, value in lasts[0]["state_dict"].items():
+        assert torch.equal(lasts[1]["state_dict"][name], value)
+    evaluated = ["--config", str(small_recipe), "--json", "--checkpoint", f"{url}/last.ckpt"]
+    assert eval_program.main(evaluated) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["val/seen"] == 13
+    assert train_program.main([*again, "--resume", f"{url}/last.ckpt", "--epochs", "3"]) == 0
+    assert "going on" not in capsys.readouterr().err
+    last = torch.load(tmp_path / "a" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 18
+    store = S3Store(url)
+    best = [name for name in store.sizes() if "val_acc1" in name and name.endswith(".ckpt")]
+    assert len(best) == 3  # also where one was of before the disk was lost
+
+
+def test_a_checkpoint_says_of_what_run_it_is(trained: Path) -> None:
+    """The resolved recipe, the data set's digest, and where the loader was."""
+    last = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
+    plain = json.loads(json.dumps(last["recipe"]))  # lists for tuples, as YAML has them
+    assert plain == yaml.safe_load((trained / "recipe.yaml").read_text())
+    digest = last["ImageNetData"]["digest"]
+    assert len(digest) == 32
+    previous = torch.load(trained / "checkpoints" / "last.previous.ckpt", weights_only=True)
+    (loader,) = previous["loops"]["fit_loop"]["state_dict"]["combined_loader"]
+    assert (loader["epoch"], loader["position"], loader["digest"]) == (1, 48, digest)
 
 
 def test_a_broken_checkpoint_is_passed_over(

@@ -23,6 +23,38 @@ def test_the_global_batch_counts_devices_nodes_and_accumulation() -> None:
     assert (config.world, config.global_batch) == (8, 768)
 
 
+def test_a_stated_global_batch_stays_when_the_processes_change() -> None:
+    """The accumulation follows from it; stated as well, it has to fit."""
+    for devices, nodes, batches in [(1, 1, 8), (4, 1, 2), (4, 2, 1)]:
+        config = TrainerConfig(
+            batch_size=32, global_batch_size=256, devices=devices, nodes=nodes, accelerator="cpu"
+        )
+        assert (config.batches_per_step, config.global_batch) == (batches, 256)
+    assert TrainerConfig(batch_size=64, global_batch_size=256, accumulate=4).batches_per_step == 4
+    assert TrainerConfig().batches_per_step == 1
+    trainer = build_trainer(
+        TrainerConfig(accelerator="cpu", batch_size=32, global_batch_size=256),
+        atomic_file=atomic_file, run=None, val_samples=1,
+    )  # fmt: skip
+    assert trainer.accumulate_grad_batches == 8
+
+
+def test_parts_of_an_epoch_are_whole_steps() -> None:
+    """Of 9 steps half are 4, of which half are 2, whatever a step is made of."""
+    for batches in (1, 2, 3, 8):
+        config = TrainerConfig(
+            accelerator="cpu", limit_train_batches=0.5, val_check_interval=0.5, accumulate=batches
+        )
+        trainer = build_trainer(
+            config, atomic_file=atomic_file, run=None, val_samples=1, epoch_steps=9
+        )
+        assert int(9 * batches * trainer.limit_train_batches) == 4 * batches
+        assert int(4 * batches * trainer.val_check_interval) == 2 * batches
+    whole = TrainerConfig(accelerator="cpu", accumulate=3)
+    trainer = build_trainer(whole, atomic_file=atomic_file, run=None, val_samples=1, epoch_steps=9)
+    assert trainer.limit_train_batches == trainer.val_check_interval == 1.0
+
+
 def test_several_processes_do_not_broadcast_buffers_in_forward() -> None:
     """Ranks with different numbers of validation batches would wait for each other for ever."""
     config = TrainerConfig(accelerator="cpu", devices=2)
@@ -83,6 +115,19 @@ def test_profilers_write_into_the_runs_folder(name: str, tmp_path: Path) -> None
     ("options", "message"),
     [
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"global_batch_size": 0}, "global_batch_size must be at least 1, got 0"),
+        (
+            {"global_batch_size": 256, "devices": 3},
+            r"256 cannot be made by 3 processes \(devices x nodes\), alike; 2 or 4 could",
+        ),
+        (
+            {"global_batch_size": 256, "batch_size": 48, "devices": 2, "nodes": 2},
+            r"256 cannot be made of batch_size 48 x 4 .* with a batch_size of 32 or 64 it could",
+        ),
+        (
+            {"global_batch_size": 256, "batch_size": 32, "devices": 4, "accumulate": 3},
+            r"256 is not batch_size 32 x 4 .* accumulate 3; leave .* \(accumulate=null\): 2",
+        ),
         ({"batch_size": -1}, "batch_size must be at least 1, got -1"),
         ({"val_check_interval": 0}, "val_check_interval must be in"),
         ({"limit_train_batches": 1.5}, "limit_train_batches must be in"),

@@ -1,21 +1,27 @@
 """Workers: started once, deaf to signals, silent, and gone with whoever started them."""
 
+import errno
 import gc
 import multiprocessing
 import os
 import random
+import re
+import resource
 import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from loaders.loader import StreamingLoader
 from loaders.reader import ShardReader
+from loaders.workers import _ending
 from sharding.dataset import PackedSplit
 from sharding.errors import DataError
 from tests.make_shards import (
@@ -202,3 +208,139 @@ def test_global_random_states_are_untouched(workers: int) -> None:
     before = states()
     assert len(list(make_loader(workers=workers))) == STEPS
     assert states() == before
+
+
+def processes_of(loader: StreamingLoader) -> list[BaseProcess]:
+    """The workers of a loader that has begun, by number."""
+    found: list[BaseProcess] = loader._workers._loader.pipeline[0]._iterator._workers
+    return found
+
+
+def run_on(loader: StreamingLoader) -> None:
+    """Train for many epochs."""
+    for epoch in range(100):
+        loader.set_epoch(epoch)
+        for _ in loader:
+            pass
+
+
+def test_a_killed_worker_is_named() -> None:
+    """The message has its number, its process, the likely cause and what to do."""
+    loader = make_loader(workers=2)
+    next(iter(loader))
+    victim = processes_of(loader)[1].pid
+    assert victim is not None
+    os.kill(victim, signal.SIGKILL)
+    with pytest.raises(ChildProcessError) as caught:
+        run_on(loader)
+    text = str(caught.value)
+    assert text.startswith(f"loader worker 1 (process {victim}) was killed")
+    assert "lower data.num_workers" in text
+    assert "worker 0" not in text
+
+
+@pytest.mark.parametrize(
+    ("status", "kills", "text"),
+    [
+        (-signal.SIGKILL, 0, r"killed \(SIGKILL\): by the kernel for memory .* or by somebody"),
+        (-signal.SIGKILL, 2, r"for memory, most likely: .* to 2 of the machine's processes; lower"),
+        (-signal.SIGBUS, 0, r"no memory for its batch \(SIGBUS\); lower data.num_workers"),
+        (-signal.SIGSEGV, 0, r"crashed \(SIGSEGV\); data.decoder=pillow"),
+        (1, 0, r"ended with status 1; what it said"),
+    ],
+)
+def test_each_end_has_its_remedy(status: int, kills: int, text: str) -> None:
+    """Killed for memory or by somebody, no memory for a batch, a crash, an error at the start."""
+    assert re.search(text, _ending(status, kills))
+
+
+class Greedy(ShardReader):
+    """Wants gigabytes for each sample."""
+
+    def read(self, number: int) -> bytes:
+        """See Reader."""
+        np.empty(1 << 30)
+        return super().read(number)
+
+
+class Wrong(ShardReader):
+    """Has a bug."""
+
+    def read(self, number: int) -> bytes:
+        """See Reader."""
+        raise RuntimeError(f"a bug in sample {number}")
+
+
+def limit(loader: StreamingLoader, which: int, value: Callable[[int], int]) -> None:
+    """Set a limit of each worker's, as `ulimit` would have. value: of a process id."""
+    for process in processes_of(loader):
+        assert process.pid is not None
+        hard = resource.prlimit(process.pid, which)[1]
+        resource.prlimit(process.pid, which, (value(process.pid), hard))
+
+
+def half_a_gigabyte_more(pid: int) -> int:
+    """Than the process has of address space."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+    return pages * resource.getpagesize() + (1 << 29)
+
+
+def test_a_worker_without_memory_is_an_error_of_one_line() -> None:
+    """The worker's number and what to do, instead of the tracebacks of two processes."""
+    loader = make_loader(Greedy(open_shards().split), workers=2)
+    next(iter(loader))
+    limit(loader, resource.RLIMIT_AS, half_a_gigabyte_more)
+    with pytest.raises(OSError, match=r"^loader worker [01] found no memory; lower data\.num_w.*$"):
+        run_on(loader)
+
+
+def test_a_worker_without_files_is_the_systems_error(tmp_path: Path) -> None:
+    """With its number and the file that could not be opened; it is no bad image."""
+    split = PackedSplit.open(str(copy_of_shards(tmp_path) / "train"))
+    loader = make_loader(Noting(split), workers=2)
+    next(iter(loader))
+    limit(loader, resource.RLIMIT_NOFILE, lambda _: 3)
+    with pytest.raises(OSError, match=rf"^\[Errno {errno.EMFILE}\] Too many open files: '.*'$"):
+        run_on(loader)
+
+
+def test_a_bug_in_a_worker_is_no_lack_of_memory() -> None:
+    """It keeps its traceback."""
+    loader = make_loader(Wrong(open_shards().split), workers=1)
+    with pytest.raises(RuntimeError, match=r"Caught RuntimeError(.|\n)*a bug in sample"):
+        run_on(loader)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system, which takes root")
+def test_a_small_shared_memory_bounds_only_batches_that_are_kept() -> None:
+    """With 400 kB of /dev/shm epochs run; who keeps every batch is told what is too small."""
+    program = """
+import sys
+from pathlib import Path
+from tests.make_shards import make_loader, open_shards
+loader = make_loader(open_shards(Path(sys.argv[1])), workers=1, size=64)
+for epoch in range(4):
+    loader.set_epoch(epoch)
+    assert sum(batch.images.nbytes for batch in loader) > 400_000
+print("ran", flush=True)
+kept = []
+try:
+    for epoch in range(4, 8):
+        loader.set_epoch(epoch)
+        kept += loader
+except OSError as error:
+    print(error)
+"""
+    shards = str(data_set() / "shards")
+    mount = 'mount -t tmpfs -o size=400k none /dev/shm && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", mount, "sh", sys.executable, "-c", program, shards],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    ran, told = done.stdout.splitlines()
+    assert ran == "ran"
+    assert told.startswith("no room in /dev/shm for a batch")

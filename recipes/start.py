@@ -1,0 +1,172 @@
+"""Where a run starts: anew, from a named checkpoint, or from its own newest one.
+
+The newest is looked for in the run's folder and, where the recipe has a checkpoint_url, there, too.
+One that is elsewhere is fetched into the run's folder as fetched.ckpt, and removed at the end.
+"""
+
+import atexit
+import os
+import tempfile
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from model.checkpoint import LAST
+from model.hashes import BrokenCheckpointError, check
+from model.newest import local_candidates, newest
+from model.published import Published
+from sharding.duplicate import duplicate
+from sharding.errors import DataError, UsageError
+from sharding.store import atomic_file, open_store
+
+FETCHED = "fetched.ckpt"
+INHERITED = "SHARDSTREAM_START"
+"""Environment variable: process id of rank 0 and what it decided, for those it starts."""
+
+
+class Start(NamedTuple):
+    """Where a run starts."""
+
+    path: Path | None
+    """The checkpoint on this machine; None: anew."""
+    where: str
+    """Where it was found."""
+
+
+ANEW = Start(None, "")
+
+
+def open_published(url: str) -> Published:
+    """The checkpoints at a path, a file:// or an s3:// URL. Raises UsageError."""
+    store = open_store(url)
+    return Published(store, duplicate=partial(duplicate, store), damage=(DataError,))
+
+
+def start_of(
+    resume: str | None,
+    run: Path | None,
+    published: Published | None,
+    *,
+    rank: int,
+    warn: Callable[[str], None],
+    environ: MutableMapping[str, str] = os.environ,
+    parent: int | None = None,
+) -> Start:
+    """The checkpoint to start from, or none.
+
+    resume: None, auto, a path or an s3:// URL. published: where the run's checkpoints are beside
+    its folder; None: nowhere. Only rank 0 looks elsewhere than in the folder, and insists that
+    there is something: other ranks may have to do with what it finds. parent: process id of this
+    process's; None: ask the system. Raises UsageError where a checkpoint is missing, or in the
+    way, DataError where it is broken and there is no other.
+    """
+    if rank:
+        decider, _, decided = environ.get(INHERITED, "").partition(" ")
+        if decider == str(os.getppid() if parent is None else parent):
+            return Start(Path(decided), decided) if decided else ANEW
+        if resume is None:
+            return ANEW
+        if resume != "auto":
+            return Start(placeholder(run) if "://" in resume else Path(resume), resume)
+        return _newest(run, None, warn)
+    if run is not None:
+        (run / FETCHED).unlink(missing_ok=True)  # of a run that was killed
+    start = _first(resume, run, published, warn)
+    environ[INHERITED] = f"{os.getpid()} {start.path or ''}"
+    return start
+
+
+def forget(environ: MutableMapping[str, str] = os.environ) -> None:
+    """The ranks below this one were started: what is started later decides for itself."""
+    environ.pop(INHERITED, None)
+
+
+def placeholder(run: Path | None) -> Path:
+    """Where a checkpoint that was fetched stands; on other nodes, it stands for one."""
+    if run is not None:
+        return run / FETCHED
+    return Path(tempfile.gettempdir()) / f"shardstream-{os.getpid()}-{FETCHED}"
+
+
+@contextmanager
+def local_checkpoint(place: str) -> Iterator[Path]:
+    """A checkpoint's path, or the file that it was fetched to and checked, for the block's time.
+
+    Raises UsageError if there is none, DataError if what was fetched is broken.
+    """
+    if "://" not in place:
+        yield _file(place)
+        return
+    with tempfile.TemporaryDirectory(prefix="shardstream-") as folder:
+        yield _fetch(place, Path(folder) / FETCHED)
+
+
+def _first(
+    resume: str | None, run: Path | None, published: Published | None, warn: Callable[[str], None]
+) -> Start:
+    if resume == "auto":
+        return _newest(run, published, warn)
+    if resume is None:
+        _refuse_other(run, published)
+        return ANEW
+    if "://" not in resume:
+        return Start(_existing(resume), resume)
+    path = _fetch(resume, placeholder(run))
+    atexit.register(path.unlink, missing_ok=True)
+    return Start(path, resume)
+
+
+def _newest(run: Path | None, published: Published | None, warn: Callable[[str], None]) -> Start:
+    """The newest whole checkpoint of a run; broken ones that are newer are named."""
+    if run is None:
+        return ANEW
+    candidates = local_candidates(run / "checkpoints")
+    if published is not None:
+        atexit.register((run / FETCHED).unlink, missing_ok=True)
+        candidates += published.candidates(run / FETCHED, atomic_file)
+    taken, broken = newest(candidates)
+    if taken is None and broken:
+        raise DataError(f"{broken[0]}; there is no whole checkpoint, start a new run")
+    if taken is None:
+        return ANEW
+    for line in broken:
+        warn(f"{line}; going on from {taken.where}")
+    return Start(taken.path, taken.where)
+
+
+def _refuse_other(run: Path | None, published: Published | None) -> None:
+    """Raise UsageError where a new run would overwrite another one's checkpoints."""
+    advice = "holds a run already; go on with it (--resume auto), choose another"
+    if run is not None and (run / "checkpoints" / LAST).exists():
+        raise UsageError(f"{run} {advice} folder (--run FOLDER) or remove it")
+    if published is not None and published.names():
+        raise UsageError(f"{published.url} {advice} place (--checkpoint_url URL) or remove it")
+
+
+def _file(place: str) -> Path:
+    path = Path(place)
+    if not path.is_file():
+        raise UsageError(f"there is no checkpoint {place}")
+    return path
+
+
+def _existing(place: str) -> Path:
+    path = _file(place)
+    try:
+        check(path)
+    except BrokenCheckpointError as error:
+        raise DataError(str(error)) from error
+    return path
+
+
+def _fetch(url: str, path: Path) -> Path:
+    folder, _, name = url.rpartition("/")
+    try:
+        open_published(folder).fetch(name, path, atomic_file)
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no checkpoint {url}") from error
+    except BrokenCheckpointError as error:
+        raise DataError(str(error)) from error
+    return path

@@ -1,0 +1,71 @@
+"""sharding/duplicate.py: a second name, on a file system and on S3."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from sharding import duplicate as duplicate_module
+from sharding.duplicate import duplicate
+from sharding.s3 import S3Store
+from sharding.store import LocalStore, Store
+from tests.fault_proxy import BUCKET, s3_endpoint
+from tests.s3_stores import BYTES
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty store."""
+    if request.param == "local":
+        return LocalStore(tmp_path)
+    return S3Store(f"s3://{BUCKET}/{tmp_path.name}/a b", endpoint=s3_endpoint())
+
+
+def write(store: Store, name: str, data: bytes) -> None:
+    """One object."""
+    with store.create(name) as stream:
+        stream.write(data)
+
+
+@pytest.mark.parametrize("way", ["its own", "bytes"])
+def test_the_second_name_stays_what_the_first_one_was(
+    store: Store, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the first one is replaced or removed; nothing else is left behind."""
+    if way == "bytes":
+        monkeypatch.setattr(duplicate_module, "_MOST_AT_ONCE", 10)
+        monkeypatch.setattr(duplicate_module, "_PIECE", 70_000)
+        monkeypatch.setattr(os, "link", no_links)
+    write(store, "first", BYTES)
+    write(store, "second", b"old")
+    duplicate(store, "first", "second")
+    duplicate(store, "first", "third")
+    write(store, "first", b"new")
+    assert store.read("second") == store.read("third") == BYTES
+    store.delete("first")
+    assert store.sizes() == {"second": len(BYTES), "third": len(BYTES)}
+    if isinstance(store, LocalStore):
+        assert len(list(store.root.iterdir())) == 2
+
+
+def no_links(source: Path, target: Path) -> None:
+    """As some file systems answer."""
+    raise PermissionError(1, "Operation not permitted", str(source))
+
+
+def test_of_nothing_there_is_no_second(store: Store) -> None:
+    """The one before stays."""
+    write(store, "second", b"old")
+    with pytest.raises(FileNotFoundError):
+        duplicate(store, "first", "second")
+    assert store.read("second") == b"old"
+
+
+def test_on_s3_no_byte_passes_here(tmp_path: Path) -> None:
+    """The service copies."""
+    store = S3Store(f"s3://{BUCKET}/{tmp_path.name}", endpoint=s3_endpoint())
+    write(store, "first", BYTES)
+    before = store.counts.bytes_read, store.counts.bytes_written
+    duplicate(store, "first", "second")
+    assert (store.counts.bytes_read, store.counts.bytes_written) == before
+    assert store.read("second") == BYTES
