@@ -131,7 +131,10 @@ class ElasticResume(lightning.Callback):
             checkpoint["loops"] = converted(
                 checkpoint["loops"], before=before["accumulate"], now=now["accumulate"]
             )
-        _say(f"each step is now {_words(now)}; before the checkpoint it was {_words(before)}")
+        _say(
+            f"each step is made of {_words(now)} batches (processes x batches of each), before the "
+            f"checkpoint it was {_words(before)}"
+        )
 
     def on_train_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
@@ -157,7 +160,7 @@ def _split(trainer: lightning.Trainer) -> dict[str, int]:
 
 
 def _words(split: Mapping[str, int]) -> str:
-    return f"{split['world']} processes x {split['accumulate']} batches"
+    return f"{split['world']} x {split['accumulate']}"
 
 
 @rank_zero_only

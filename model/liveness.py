@@ -67,7 +67,8 @@ class Liveness(lightning.Callback):
             if thread.name == "child-process-observer":
                 thread._child_processes = []  # type: ignore[attr-defined]  # noqa: SLF001
         self._heart = Heartbeat(
-            distributed.TCPStore(  # torch's own, on a connection of ours
+            # Torch's own, on a connection of ours.
+            distributed.TCPStore(  # type: ignore[attr-defined]
                 os.environ["MASTER_ADDR"],
                 int(os.environ["MASTER_PORT"]),
                 is_master=False,

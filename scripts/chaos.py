@@ -58,7 +58,8 @@ class Seen:
 
     what: str
     seconds: float
-    """From the fault to the end of the last process that it left alive."""
+    """From the fault to the end of the last process that it left alive; for a broken file, from the
+    start to the first step."""
     limit_s: float
     said: str
     """The line that the user sees."""
@@ -119,17 +120,18 @@ class Training:
         servers = [pid for pid in below if b"forkserver" in read(pid, "cmdline")]
         return [pid for server in servers for pid in children(server)]
 
-    def wait_for_step(self, step: int) -> None:
-        """Until rank 0 has begun the step. Raises Chaos if the run ends before."""
-        while not any(line["step"] >= step for line in trace(self.folder, 0)):
+    def wait_for_step(self, step: int, behind: int = 0) -> None:
+        """Until rank 0 has begun the step, in a line behind so many. Raises Chaos if it ends."""
+        while not any(line["step"] >= step for line in trace(self.folder, 0)[behind:]):
             if self.process.poll() is not None:
                 raise Chaos(f"ended by itself before step {step}: {self.text()[-2000:]}")
             time.sleep(0.02)
 
     def wait(self, limit_s: float, but: int | None = None) -> float:
-        """Seconds until all processes but that one, and those below it, have ended."""
+        """Seconds until all processes but that rank, and its workers, have ended."""
         began = time.monotonic()
-        while any(not self._belongs(pid, but) for pid in self.processes()):
+        others = set(self.ranks().values()) - {but}  # rank 0 may have started them
+        while any(not belongs(pid, but, others) for pid in self.processes()):
             if time.monotonic() > began + limit_s:
                 raise Chaos(f"still there after {limit_s:.0f} s: {self.text()[-2000:]}")
             time.sleep(0.05)
@@ -144,12 +146,6 @@ class Training:
         """The line for the user."""
         lines = [line for line in self.text().splitlines() if line.startswith("train.py: error: ")]
         return " | ".join(line.removeprefix("train.py: error: ") for line in lines)
-
-    @staticmethod
-    def _belongs(pid: int, to: int | None) -> bool:
-        while to is not None and pid != to and pid > 1:
-            pid = int((read(pid, "stat").rpartition(b")")[2].split() or [b"", b"0"])[1])
-        return pid == to
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -259,9 +255,9 @@ def truncate(scene: Scene) -> Seen:
     last = scene.folder / "checkpoints" / "last.ckpt"
     size = scene.draw.randrange(last.stat().st_size)
     os.truncate(last, size)
-    began = time.monotonic()
+    lines, began = len(trace(scene.folder, 0)), time.monotonic()
     with scene.start("--resume", "auto") as training:
-        training.wait_for_step(0)
+        training.wait_for_step(0, behind=lines)
         seconds = time.monotonic() - began
         ended_well(training)
         warnings = [line for line in training.text().splitlines() if line.startswith("warning: ")]
@@ -429,6 +425,13 @@ def children(pid: int) -> list[int]:
         for thread in Path(f"/proc/{pid}/task").iterdir():
             found += map(int, (thread / "children").read_text().split())
     return found
+
+
+def belongs(pid: int, to: int | None, others: set[int]) -> bool:
+    """Whether it is that process or one below it, and not below one of the others."""
+    while to is not None and pid != to and pid > 1 and pid not in others:
+        pid = int((read(pid, "stat").rpartition(b")")[2].split() or [b"", b"0"])[1])
+    return pid == to
 
 
 def read(pid: int, name: str) -> bytes:

@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     say(
         "6. Check the order",
         "Both runs wrote down which images each step used. Now the loader runs from the\n"
-        "beginning to the end, undisturbed, without training, and step is compared with step.",
+        "beginning to the end, undisturbed and without training; each step must be the same.",
     )
     exact, repeated = compare_order(recipe)
     say("7. Draw the curves", "Loss and accuracy of both runs, one behind the other.")

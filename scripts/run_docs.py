@@ -195,11 +195,11 @@ def copy_checkout(root: Path, target: Path) -> None:
     (target / ".venv").symlink_to((root / ".venv").resolve())
 
 
-def check_setup(root: Path) -> None:
+def check_setup(copy: Path) -> None:
     """Raises UsageError unless .venv is up to date: else make would install the copy into it."""
-    done = subprocess.run(["make", "-q", ".venv/ready"], cwd=root, env=_environment(), check=False)
+    done = subprocess.run(["make", "-q", ".venv/ready"], cwd=copy, env=_environment(), check=False)
     if done.returncode:
-        raise UsageError(f"{root}/.venv is not up to date; run `make setup` first")
+        raise UsageError(".venv is older than what it is made of; run `make setup` first")
 
 
 def _environment() -> dict[str, str]:
@@ -237,13 +237,13 @@ def main(arguments: list[str] | None = None) -> int:
             raise DataError(f"{name} holds no command that could be run")
     if options.list:
         return 0
-    check_setup(options.root)
     began = time.monotonic()
     done = 0
     with tempfile.TemporaryDirectory(prefix="run_docs-") as folder:
         for name, document in listed.items():
             target = Path(folder) / Path(name).stem
             copy_checkout(options.root, target)
+            check_setup(target)
             done += sum(1 for _ in run_document(document, target, options.limit_s))
     print(f"\nrun_docs: {done} commands in {time.monotonic() - began:.0f} s, all well")
     needs = Counter(c.needs for document in listed.values() for c in document if c.needs)

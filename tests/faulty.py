@@ -10,9 +10,12 @@ import signal
 import sys
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning
+
+sys.path.append(str(Path(__file__).parents[1]))  # where train.py is found
 
 import train
 from sharding.errors import DataError
@@ -70,16 +73,18 @@ def happen(fault: Fault) -> None:
 
 def main(faults: list[Fault], arguments: list[str] | None = None) -> int:
     """Train; returns the exit status."""
-    original = train.build_trainer
+    program: Any = train
+    original = program.build_trainer
 
     def build(*args: Any, more: Any, **options: Any) -> lightning.Trainer:
-        return original(*args, more=[*more, Faults(list(faults))], **options)
+        trainer: lightning.Trainer = original(*args, more=[*more, Faults(list(faults))], **options)
+        return trainer
 
-    train.build_trainer = build  # type: ignore[attr-defined]
+    program.build_trainer = build
     try:
         return train.main(arguments)
     finally:
-        train.build_trainer = original  # type: ignore[attr-defined]
+        program.build_trainer = original
 
 
 if __name__ == "__main__":

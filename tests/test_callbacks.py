@@ -18,6 +18,7 @@ def trainer(seen: int = 13, **attributes: Any) -> Any:
         "sanity_checking": False,
         "fast_dev_run": False,
         "limit_val_batches": 1.0,
+        "overfit_batches": 0,
         "is_global_zero": True,
         "current_epoch": 3,
         "global_step": 70,
@@ -37,7 +38,13 @@ def test_a_validation_that_missed_images_fails_the_run() -> None:
 
 
 @pytest.mark.parametrize(
-    "attributes", [{"sanity_checking": True}, {"limit_val_batches": 0.5}, {"fast_dev_run": True}]
+    "attributes",
+    [
+        {"sanity_checking": True},
+        {"limit_val_batches": 0.5},
+        {"fast_dev_run": True},
+        {"overfit_batches": 1},
+    ],
 )
 def test_a_validation_that_is_not_meant_to_be_whole_is_not_checked(
     attributes: dict[str, Any],

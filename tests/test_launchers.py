@@ -49,7 +49,7 @@ PY
 # A training process that saves when it is asked, as a child of a torchrun that ends with 1.
 SAVES = """
 LOCAL_RANK=0 bash -c 'trap "echo step 7 >\\"$RUN/PREEMPTED\\"; exit 75" USR1
-  echo ready >"$RUN/fifo"; while :; do sleep 0.05; done' || exit 1
+  echo ready >"$RUN/fifo"; for _ in {1..1200}; do sleep 0.05; done' || exit 1
 """
 
 
@@ -70,6 +70,7 @@ class Machine:
             "PYTHON": str(root / "bin" / "stub"),
             "RUN": str(self.run_folder),
             "AGENT": "exit 0",
+            "TMPDIR": str(root),
         }
 
     def hosts(self, *names: str) -> str:
@@ -294,7 +295,7 @@ def test_processes_that_do_not_end_are_killed(machine: Machine) -> None:
     """After LAUNCH_STOP_SECONDS nobody is left; nothing was saved, which is said; 75."""
     deaf = """
       LOCAL_RANK=0 bash -c 'trap "" USR1 TERM; echo $$ >"$RUN/pid"; echo ready >"$RUN/fifo"
-        while :; do sleep 0.05; done'
+        for _ in {1..1200}; do sleep 0.05; done'
     """
     stop = {"LAUNCH_STOP_SECONDS": "1"}
     with machine.start(SINGLE, "--config", "r.yaml", AGENT=deaf, **stop) as process:
@@ -314,7 +315,7 @@ def test_one_machine_that_fails_ends_all(machine: Machine) -> None:
     agent = """
       case "$*" in *"--node_rank 1 "*) read -r _ <"$RUN/fifo"; echo out of luck >&2; exit 1;; esac
       LOCAL_RANK=0 bash -c 'trap "exit 1" USR1
-        echo ready >"$RUN/fifo"; while :; do sleep 0.05; done'
+        echo ready >"$RUN/fifo"; for _ in {1..1200}; do sleep 0.05; done'
     """
     status, _, errors = machine.run(
         MULTI, machine.hosts("one", "two"), "--config", "r.yaml", AGENT=agent

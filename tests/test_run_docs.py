@@ -113,7 +113,7 @@ def test_nothing_outlives_it(checkout: Path, tmp_path_factory: pytest.TempPathFa
     told = tmp_path_factory.mktemp("told") / "told"
     os.mkfifo(told)
     (checkout / "a.md").write_text(block(f"sleep 60 & echo $! $PWD >{told}; wait"))
-    program = [sys.executable, ROOT / "scripts/run_docs.py", "a.md", "--root", checkout]
+    program = [sys.executable, str(ROOT / "scripts/run_docs.py"), "a.md", "--root", str(checkout)]
     with subprocess.Popen(program, stdout=subprocess.DEVNULL) as process:
         pid, copy = told.read_text().split()
         process.terminate()
