@@ -16,8 +16,8 @@ setup: .venv/ready ## make .venv (about 3 minutes)
 demo: .venv/ready ## pack, train, be killed, resume and evaluate on real images, without a GPU (3 minutes)
 	$(PYTHON) scripts/demo.py
 
-test: .venv/ready ## run the tests
-	$(PYTHON) -m pytest -q
+test: .venv/ready ## run the tests, two files at a time
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile
 
 test-pillow: .venv/ready ## run the decoders' tests on plain Pillow, whose pixels they promise
 	scripts/bench_setup.sh pillow

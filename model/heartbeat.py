@@ -180,7 +180,10 @@ class Heartbeat:
         return replace(self._mine, count=self._count, idle_s=now - self._since, failed_s=failed_s)
 
     def _others_are_there(self) -> bool:
-        return any(rank and not beat.left for rank, (beat, _) in list(self._heard.items()))
+        """Those that will never leave do not count."""
+        since = time.monotonic() - PATIENCE
+        heard = list(self._heard.items())
+        return any(rank and not beat.left and at > since for rank, (beat, at) in heard)
 
     def _kill_children(self) -> None:
         """End the ranks that this one has started and that have not ended: one may be stopped."""

@@ -389,7 +389,7 @@ def start_on(
             *(sys.executable, "-m", "torch.distributed.run"),
             *(f"--nnodes={len(nodes)}", "--nproc_per_node=1", f"--node_rank={number}"),
             *(f"--master_addr={nodes[0].address}", f"--master_port={PORT}"),
-            *("train.py", *scene.arguments(), "--nodes", str(len(nodes)), "--devices", "1"),
+            *("--", "train.py", *scene.arguments(), "--nodes", str(len(nodes)), "--devices", "1"),
             *options,
         ]
         folder = scene.folder if number == 0 else scene.folder.with_name(f"{node.name}-log")

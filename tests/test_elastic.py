@@ -29,7 +29,7 @@ from tests.train_plain import plain_network
 
 PIECES = (1, 2, 4)  # batches that a step of 8 samples is cut into
 TOLERANCE = 1e-5
-"""By how much weights of 12 to 120 steps, of which the largest is about 0.5, may differ where the
+"""By how much weights of 12 to 160 steps, of which the largest is about 0.5, may differ where the
 same gradients are added up in another order; they have 24 bits."""
 
 GROWING = ProgressiveConfig(start_size=12, end_epoch=1)

@@ -49,6 +49,7 @@ class Job:
         self.log = run.with_suffix(".out")
         options = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1"]
         train = [f"--config={recipe}", f"--run={run}", "--batch_size=4", f"--epochs={EPOCHS}"]
+        train.append("--num_workers=1")  # signals reach a task's helpers, too
         line = ["sbatch", "--parsable", *options, f"--output={self.log}", "scripts/train.sbatch"]
         done = subprocess.run(
             [*line, *train, "schedule.name=step", *more],
@@ -134,6 +135,7 @@ def test_a_job_that_is_preempted_twice_ends_as_one_that_was_not(
     log = job.log.read_text()
     assert len(re.findall("resumed from", log)) == 2
     assert "queued again" in log
+    assert "Traceback" not in log
 
     whole = Job(small_recipe, tmp_path / "whole")
     assert whole.end() == "COMPLETED", whole.log.read_text()
