@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 import lightning
+import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import (
     AdvancedProfiler,
@@ -37,6 +38,7 @@ logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated")
 warnings.filterwarnings("ignore", message=".*`broadcast_buffers` is deprecated")  # by torch 2.15
 warnings.filterwarnings("ignore", message=".*does not have many workers")  # the recipe's choice
+warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified")  # ours
 warnings.filterwarnings("ignore", message="Checkpoint directory .* exists")  # a resumed run's does
 # Where SLURM is installed and one process is started without it, as on a login node.
 warnings.filterwarnings("ignore", message="The `srun` command is available")
@@ -87,6 +89,9 @@ class TrainerConfig:
     """The same by the clock, which is looked at every log_every_n_steps steps."""
     checkpoint_url: str | None = None
     """Where each checkpoint is published as well: s3://bucket/prefix, or a folder."""
+    deterministic: bool = False
+    """The same bits in each repetition and after each resume on the same number of devices, also on
+    GPUs, for some of the speed. On CPUs they are so in any case."""
     profiler: str | None = None
     """simple, advanced or pytorch: writes profile-* or a trace into the run's folder."""
     trace_samples: bool = False
@@ -155,13 +160,21 @@ class TrainerConfig:
 def build_strategy(config: TrainerConfig) -> DDPStrategy | Literal["auto"]:
     """DDP for more than one process.
 
-    Without the broadcast of buffers: see Classifier.on_validation_epoch_start.
+    Without the broadcast of buffers: see Classifier.on_validation_epoch_start. Where results are to
+    be the same to the bit, gradients keep the buckets that they have at first: by default DDP
+    arranges them anew after a process's first step, so a resumed run would add them up in another
+    order there. What switches that off is the search for parameters without a gradient, which
+    takes a moment at each step.
     """
     if config.world == 1:
         return "auto"
     # For all to come together. Liveness sets timeout_s when they have.
     limit = timedelta(seconds=max(config.timeout_s, START_S))
-    return DDPStrategy(broadcast_buffers=False, timeout=limit)
+    return DDPStrategy(
+        broadcast_buffers=False,
+        timeout=limit,
+        find_unused_parameters=config.deterministic or not torch.cuda.is_available(),
+    )
 
 
 def build_trainer(
@@ -230,6 +243,7 @@ def build_trainer(
         num_nodes=config.nodes,
         strategy=build_strategy(config),
         precision=cast("Precision", config.precision),
+        deterministic=config.deterministic or None,
         accumulate_grad_batches=config.batches_per_step,
         gradient_clip_val=config.gradient_clip_val,
         val_check_interval=interval,
