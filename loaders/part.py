@@ -1,7 +1,7 @@
 """A segment on its way into the cache: its bytes, and which of its samples have come.
 
     .part-NAME         the bytes, each at its final place; locked by the process that fetches
-    .part-NAME.rows    a byte for each sample: 1 when its bytes are there, 2 when they were asked for
+    .part-NAME.rows    a byte for each sample: 1 when its bytes are there, 2 when they are asked for
 
 The process that fetches writes most of it. A reader waits for what was asked for; what was not it
 reads by range and adds, so that nothing is fetched twice.

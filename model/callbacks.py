@@ -27,7 +27,7 @@ class ExactValidation(lightning.Callback):
         """Compare the images seen, over all ranks, with the manifest's count."""
         # Overfitting to one batch makes limit_val_batches 1, which is not 1.0, but equals it.
         few = trainer.fast_dev_run or trainer.overfit_batches  # type: ignore[attr-defined]
-        limited = few or trainer.limit_val_batches != 1.0  # type: ignore[attr-defined]
+        limited = few or trainer.limit_val_batches != 1.0
         if trainer.sanity_checking or limited:
             return
         seen = int(trainer.callback_metrics["val/seen"])
