@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-pillow test-s3 test-cluster coverage check docs format quick-test test-data train-local clean
+.PHONY: help setup demo test test-slow test-pillow test-s3 test-cluster coverage check docs format quick-test test-data train-local clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -18,6 +18,9 @@ demo: .venv/ready ## pack, train, be killed, resume and evaluate on real images,
 
 test: .venv/ready ## run the tests, two files at a time
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile
+
+test-slow: .venv/ready ## run the tests that take minutes each: many kills, resumed on other numbers of processes
+	$(PYTHON) -m pytest -q -m slow --timeout 2400
 
 test-pillow: .venv/ready ## run the decoders' tests on plain Pillow, whose pixels they promise
 	scripts/bench_setup.sh pillow
