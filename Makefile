@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .PHONY: help setup demo test test-slow test-pillow test-s3 test-cluster coverage check docs format quick-test test-data train-local clean
 
 help: ## list the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: .venv/ready ## make .venv (about 3 minutes)
 
