@@ -1,5 +1,6 @@
 """What several test files share: one small packed data set, and a recipe that trains on it."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,11 @@ from sharding.store import LocalStore
 from tests.make_images import image_folder
 
 CLASSES = 3
+
+# For moto, and before any process is forked: loader workers know what was set when their server
+# began, whichever test that was.
+if "SHARDSTREAM_TEST_S3_ENDPOINT" not in os.environ:
+    os.environ.update(AWS_ACCESS_KEY_ID="testing", AWS_SECRET_ACCESS_KEY="testing")
 
 
 @pytest.fixture(scope="session")
