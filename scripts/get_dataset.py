@@ -34,7 +34,7 @@ EXAMPLES = """examples:
   python scripts/get_dataset.py imagenette /data/imagenette-320 --size 320px
   python scripts/get_dataset.py cifar10 --pack
 """
-SHARD_SIZES = {"imagenette": "8MB", "cifar10": "4MB"}
+SHARD_SIZES = {"imagenette": "8MB", "cifar10": "2MB"}
 """So that also a small data set is some tens of shards, as a large one is hundreds."""
 SIZES = ("160px", "320px", "full")
 _TIMEOUT_S = 60.0  # without an answer; torchvision itself would wait for ever
