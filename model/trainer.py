@@ -38,7 +38,6 @@ logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated")
 warnings.filterwarnings("ignore", message=".*`broadcast_buffers` is deprecated")  # by torch 2.15
 warnings.filterwarnings("ignore", message=".*does not have many workers")  # the recipe's choice
-warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified")  # ours
 warnings.filterwarnings("ignore", message="Checkpoint directory .* exists")  # a resumed run's does
 # Where SLURM is installed and one process is started without it, as on a login node.
 warnings.filterwarnings("ignore", message="The `srun` command is available")
@@ -162,9 +161,9 @@ def build_strategy(config: TrainerConfig) -> DDPStrategy | Literal["auto"]:
 
     Without the broadcast of buffers: see Classifier.on_validation_epoch_start. Where results are to
     be the same to the bit, gradients keep the buckets that they have at first: by default DDP
-    arranges them anew after a process's first step, so a resumed run would add them up in another
-    order there. What switches that off is the search for parameters without a gradient, which
-    takes a moment at each step.
+    arranges them anew after a process's first step, so a resumed run of more than two processes
+    would add them up in another order there. What switches that off is the search for parameters
+    without a gradient, which takes a moment at each step, and a line of warning at the first.
     """
     if config.world == 1:
         return "auto"
@@ -173,7 +172,8 @@ def build_strategy(config: TrainerConfig) -> DDPStrategy | Literal["auto"]:
     return DDPStrategy(
         broadcast_buffers=False,
         timeout=limit,
-        find_unused_parameters=config.deterministic or not torch.cuda.is_available(),
+        find_unused_parameters=config.world > 2
+        and (config.deterministic or not torch.cuda.is_available()),
     )
 
 
