@@ -106,11 +106,10 @@ static int is_slow(int folder, const char *path)
     return is_below(whole);
 }
 
-/* Count the call and sleep; errno stays. */
+/* Sleep, then count the call: whatever is counted has slept, also while others sleep. errno stays. */
 static void delay(int counter, long us)
 {
     int error = errno;
-    __atomic_fetch_add(&counters[counter], 1, __ATOMIC_RELAXED);
     if (us > 0) {
         struct timespec start, left = {us / 1000000, us % 1000000 * 1000}, end;
         clock_gettime(CLOCK_MONOTONIC, &start);
@@ -118,8 +117,9 @@ static void delay(int counter, long us)
             ;
         clock_gettime(CLOCK_MONOTONIC, &end);
         int64_t slept = (end.tv_sec - start.tv_sec) * 1000000000LL + end.tv_nsec - start.tv_nsec;
-        __atomic_fetch_add(&counters[SLEPT], slept, __ATOMIC_RELAXED);
+        __atomic_fetch_add(&counters[SLEPT], slept, __ATOMIC_SEQ_CST);
     }
+    __atomic_fetch_add(&counters[counter], 1, __ATOMIC_SEQ_CST);
     errno = error;
 }
 
