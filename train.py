@@ -149,8 +149,11 @@ def _named(error: BaseException) -> BaseException:
 def _doctor(recipe: Recipe, run: Path | None, resume: str | None) -> int:
     """Print what the run would meet on this node; 2 or 3 where something would stop it."""
     found = []
-    start = lambda: _start(resume, run, _published(recipe, run)).path  # noqa: E731
-    for finding in examine(recipe, run, checkpoint=start):
+
+    def checkpoint() -> Path | None:
+        return _start(resume, run, _published(recipe, run)).path
+
+    for finding in examine(recipe, run, checkpoint=checkpoint):
         print(finding, flush=True)
         found.append(finding)
     return doctors_status(found)

@@ -49,7 +49,7 @@ from scripts.bench_peers import (
     SIZE,
     warm_up_batches,
 )
-from scripts.bench_report import machine, write_report
+from scripts.bench_report import machine, progress, write_report
 from sharding.console import natural, positive
 from sharding.errors import DataError, UsageError, reports_errors
 
@@ -236,10 +236,10 @@ def measure(
         try:
             if name not in runners:
                 if form := CONTENDERS[name].format:
-                    _progress(f"pack {form}")
+                    progress(f"pack {form}")
                     pack(form, work)
                 runners[name] = Runner(name, work, options.batch)
-            _progress(f"round {number} of {options.rounds}: {name}, {workers} workers")
+            progress(f"round {number} of {options.rounds}: {name}, {workers} workers")
             time.sleep(PAUSE_SECONDS)
             images, seconds = runners[name].run(workers, number)
         except MissingError as error:
@@ -261,13 +261,8 @@ def measure(
     finally:
         for runner in runners.values():
             runner.close()
-        _progress("")
+        progress("")
     return rounds, {name: runner.facts for name, runner in runners.items()}, missing
-
-
-def _progress(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def summarize(rounds: list[Round], names: list[str]) -> list[dict[str, Any]]:

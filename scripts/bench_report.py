@@ -1,4 +1,4 @@
-"""What every benchmark writes down beside its figures."""
+"""What every benchmark says while it runs, and writes down beside its figures."""
 
 import contextlib
 import json
@@ -28,3 +28,9 @@ def write_report(path: Path, *, load: Sequence[float] = (), **parts: Any) -> Non
     known = machine() | ({"load_average": list(load)} if load else {})
     result = {"command": shlex.join(sys.argv), "machine": known, **parts}
     path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def progress(text: str) -> None:
+    """Show where it is, on a terminal; "" clears the line."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

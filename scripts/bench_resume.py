@@ -37,7 +37,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1]))  # where scripts.bench_s3_server is found
 
 from scripts.bench_peers import PREFETCH, SIZE, transform
-from scripts.bench_report import machine, write_report
+from scripts.bench_report import machine, progress, write_report
 from scripts.bench_s3_server import (
     Meter,
     Server,
@@ -352,13 +352,13 @@ def _rounds(
     for number in range(options.rounds):
         turn = number % len(cases)
         for case in cases[turn:] + cases[:turn]:
-            _progress(f"round {number + 1} of {options.rounds}: {case.place}, {case.title}")
+            progress(f"round {number + 1} of {options.rounds}: {case.place}, {case.title}")
             measured[case].append(measure(task_of(case, number), endpoint))
     counted = {}
     for case in cases if endpoint else []:
         if case.place != "local":
             counted[case] = _count(task_of(case, options.rounds), endpoint)
-    _progress("")
+    progress("")
     return measured, counted
 
 
@@ -370,11 +370,6 @@ def _count(task: Task, endpoint: str) -> First:
     sizes = [size for when, size in meter.sent if made.ready <= when <= made.ready + made.seconds]
     asked = [when for when in meter.asked if made.ready <= when <= made.ready + made.seconds]
     return First(ready=made.ready, seconds=made.seconds, reads=len(asked), read_bytes=sum(sizes))
-
-
-def _progress(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:

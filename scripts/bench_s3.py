@@ -42,7 +42,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # where scripts.bench_peers is 
 
 from scripts.bench_loader import MissingError, last_line, peer_environment
 from scripts.bench_peers import ROOT, warm_up_batches
-from scripts.bench_report import machine, write_report
+from scripts.bench_report import machine, progress, write_report
 from scripts.bench_s3_peers import CONTENDERS, PEERS, Epoch, Task
 from scripts.bench_s3_server import (
     QUIET_SECONDS,
@@ -157,7 +157,7 @@ def measure_all(
         for name in names[turn:] + names[:turn]:
             if name in missing:
                 continue
-            _progress(f"round {number + 1} of {options.rounds}: {name}")
+            progress(f"round {number + 1} of {options.rounds}: {name}")
             task = Task(
                 contender=name,
                 endpoint=server.endpoint,
@@ -438,13 +438,13 @@ def main(arguments: list[str] | None = None) -> int:
         slow: dict[int, list[Slow]] = {nodes: [] for nodes in NODES}
         for number in range(options.rounds):
             for nodes in NODES:
-                _progress(f"round {number + 1} of {options.rounds}: {nodes} nodes, slow wire")
+                progress(f"round {number + 1} of {options.rounds}: {nodes} nodes, slow wire")
                 try:
                     made = measure_slow(nodes, number, work, server.endpoint, options)
                 except MissingError as error:
                     raise ChildProcessError(f"cannot measure ours: {error}") from error
                 slow[nodes].append(made)
-        _progress("")
+        progress("")
         load.append(os.getloadavg()[0])
     rows, known = summarize(rounds), machine()
     print(
@@ -479,11 +479,6 @@ def main(arguments: list[str] | None = None) -> int:
             slow=[asdict(one) for each in slow.values() for one in each],
         )
     return 0
-
-
-def _progress(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def _names(peers: str) -> list[str]:

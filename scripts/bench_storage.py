@@ -32,7 +32,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # where scripts.bench_peers is 
 
 from scripts.bench_loader import make_photos, peer_environment
 from scripts.bench_peers import PREFETCH, ROOT, SIZE, warm_up_batches
-from scripts.bench_report import machine, write_report
+from scripts.bench_report import machine, progress, write_report
 from sharding.console import positive
 from sharding.errors import DataError, UsageError, reports_errors
 
@@ -380,16 +380,11 @@ def _rounds(
     for number in range(options.rounds):
         turn = number % len(cases)
         for case in cases[turn:] + cases[:turn]:
-            _progress(f"round {number + 1} of {options.rounds}: {case.title}")
+            progress(f"round {number + 1} of {options.rounds}: {case.title}")
             made = measure(case, work, library, workers=options.workers, batch=options.batch)
             measured[case].append(made)
-    _progress("")
+    progress("")
     return measured
-
-
-def _progress(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def _check(options: argparse.Namespace) -> None:

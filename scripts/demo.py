@@ -9,7 +9,6 @@ as you could type it yourself. Exit status 1 if anything is not as it must be.
 
 import argparse
 import contextlib
-import csv
 import json
 import os
 import shutil
@@ -23,12 +22,15 @@ from typing import Any
 import matplotlib as mpl
 import torch
 
+sys.path.append(str(Path(__file__).parents[1]))  # where scripts.view_logs is found
+
 from loaders.datamodule import open_reader
 from loaders.loader import StreamingLoader
 from loaders.order import Order, OrderConfig
 from loaders.reader import Reader
 from loaders.topology import Topology
 from recipes.schema import Recipe, load_recipe
+from scripts.view_logs import read_metrics
 from sharding.dataset import PackedSplit
 from sharding.errors import reports_errors
 
@@ -245,21 +247,9 @@ def undisturbed_steps(recipe: Recipe) -> list[list[str]]:
     return steps
 
 
-def read_metrics() -> dict[str, dict[int, float]]:
-    """Each metric by step, from the CSV files of both runs; the resumed run's values count."""
-    metrics: dict[str, dict[int, float]] = {}
-    for version in sorted(RUN.glob("csv/version_*/metrics.csv")):
-        with version.open() as stream:
-            for row in csv.DictReader(stream):
-                for name, value in row.items():
-                    if value and name not in {"step", "epoch"}:
-                        metrics.setdefault(name, {})[int(row["step"])] = float(value)
-    return metrics
-
-
 def plot_curves() -> Path:
     """Loss and accuracy over the steps of both runs, as a PNG."""
-    metrics = read_metrics()
+    metrics = read_metrics(RUN)
     figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
     for axes, names, title in (
         (losses, ("train/loss", "val/loss"), "loss"),

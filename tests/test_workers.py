@@ -46,6 +46,9 @@ pids = [worker.pid for worker in multiprocessing.active_children()]
 print(*pids, flush=True)
 """
 
+# A program that a shell has put into the background ignores SIGINT, and so would what it starts.
+CTRL_C = "signal.signal(signal.SIGINT, signal.default_int_handler); os.killpg(0, signal.SIGINT)"
+
 
 def children() -> set[int]:
     """Process ids of this process's workers."""
@@ -158,7 +161,7 @@ def test_workers_die_with_a_killed_parent() -> None:
         ("try: loader.load_state_dict({})\nexcept ValueError as error: kept = error", 0, ""),
         ("for batch in stream: raise ValueError('stop')", 1, "ValueError: stop"),
         ("for batch in stream: sys.exit(3)", 3, ""),
-        ("os.killpg(0, signal.SIGINT)", -signal.SIGINT, "KeyboardInterrupt"),  # Ctrl-C
+        (CTRL_C, -signal.SIGINT, "KeyboardInterrupt"),
     ],
 )
 def test_a_program_ends_promptly(program: str, status: int, last: str) -> None:
@@ -208,6 +211,13 @@ def test_global_random_states_are_untouched(workers: int) -> None:
     before = states()
     assert len(list(make_loader(workers=workers))) == STEPS
     assert states() == before
+
+
+def begin(loader: StreamingLoader, workers: int) -> None:
+    """Wait for a batch of each worker: then all have imported what they need."""
+    batches = iter(loader)
+    for _ in range(workers):
+        next(batches)
 
 
 def processes_of(loader: StreamingLoader) -> list[BaseProcess]:
@@ -288,7 +298,7 @@ def half_a_gigabyte_more(pid: int) -> int:
 def test_a_worker_without_memory_is_an_error_of_one_line() -> None:
     """The worker's number and what to do, instead of the tracebacks of two processes."""
     loader = make_loader(Greedy(open_shards().split), workers=2)
-    next(iter(loader))
+    begin(loader, 2)
     limit(loader, resource.RLIMIT_AS, half_a_gigabyte_more)
     with pytest.raises(OSError, match=r"^loader worker [01] found no memory; lower data\.num_w.*$"):
         run_on(loader)
@@ -298,7 +308,7 @@ def test_a_worker_without_files_is_the_systems_error(tmp_path: Path) -> None:
     """With its number and the file that could not be opened; it is no bad image."""
     split = PackedSplit.open(str(copy_of_shards(tmp_path) / "train"))
     loader = make_loader(Noting(split), workers=2)
-    next(iter(loader))
+    begin(loader, 2)
     limit(loader, resource.RLIMIT_NOFILE, lambda _: 3)
     with pytest.raises(OSError, match=rf"^\[Errno {errno.EMFILE}\] Too many open files: '.*'$"):
         run_on(loader)
