@@ -11,7 +11,7 @@ hashes, are written in an order in which they fit whenever the writer is killed:
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -51,6 +51,9 @@ class Store(Protocol):
     def create(self, name: str) -> AbstractContextManager[BinaryIO]:
         """A stream; the object appears whole when the block ends well, or not at all."""
 
+    def duplicate(self, source: str, target: str) -> None:
+        """Give the object a second name. Raises FileNotFoundError if there is none."""
+
     def delete(self, name: str) -> None:
         """Remove the object if it is there."""
 
@@ -61,16 +64,9 @@ class Store(Protocol):
 class Published:
     """The checkpoints that one run keeps in a store. All methods raise the store's own errors."""
 
-    def __init__(
-        self,
-        store: Store,
-        *,
-        duplicate: Callable[[str, str], None],
-        damage: tuple[type[Exception], ...] = (),
-    ) -> None:
-        """duplicate: gives an object a second name (from, to). damage: errors of bad bytes."""
+    def __init__(self, store: Store, *, damage: tuple[type[Exception], ...] = ()) -> None:
+        """damage: the store's errors of bad bytes."""
         self._store = store
-        self._duplicate = duplicate
         self._damage = damage
         self._broken: set[str] = set()
 
@@ -167,7 +163,7 @@ class Published:
     def _keep(self, contents: Sequence[Content]) -> None:
         self._write(PREVIOUS, [*contents, *self._contents(PREVIOUS)])
         with suppress(FileNotFoundError, *self._damage):  # then there is nothing to be kept
-            self._duplicate(LAST, PREVIOUS)
+            self._store.duplicate(LAST, PREVIOUS)
             self._write(PREVIOUS, contents)
 
     def _contents(self, name: str) -> tuple[Content, ...]:

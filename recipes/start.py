@@ -9,7 +9,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,6 @@ from model.checkpoint import LAST
 from model.hashes import BrokenCheckpointError, check
 from model.newest import local_candidates, newest
 from model.published import Published
-from sharding.duplicate import duplicate
 from sharding.errors import DataError, UsageError
 from sharding.store import atomic_file, open_store
 
@@ -40,8 +38,7 @@ ANEW = Start(None, "")
 
 def open_published(url: str) -> Published:
     """The checkpoints at a path, a file:// or an s3:// URL. Raises UsageError."""
-    store = open_store(url)
-    return Published(store, duplicate=partial(duplicate, store), damage=(DataError,))
+    return Published(open_store(url), damage=(DataError,))
 
 
 def start_of(

@@ -12,7 +12,7 @@ from sharding.errors import DataError, UsageError
 from sharding.retry import Clock, Counts, RetryPolicy
 from sharding.s3_client import Service
 from sharding.s3_errors import CHANGED, RefusedError
-from sharding.store import Blob
+from sharding.store import Blob, copy_bytes
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
 
 _PIECE = 256 << 10  # of a body, read at once
+_MOST_AT_ONCE = 5 << 30  # what S3 copies in one request
 _MD5 = re.compile(r'"[0-9a-f]{32}"')
 
 
@@ -108,6 +109,20 @@ class S3Store:
         """
         what = f"write {self.url}/{name}"
         return s3_upload.create(self.service, bucket=self.bucket, key=self.key(name), what=what)
+
+    def duplicate(self, source: str, target: str) -> None:
+        """See Store. The service copies what one request may (5 GiB)."""
+        if self.open(source).size > _MOST_AT_ONCE:
+            copy_bytes(self, source, target)
+            return
+        self.service.ask(
+            f"copy {self.url}/{source} to {target}",
+            lambda s3: s3.copy_object(
+                Bucket=self.bucket,
+                Key=self.key(target),
+                CopySource={"Bucket": self.bucket, "Key": self.key(source)},
+            ),
+        )
 
     def delete(self, name: str) -> None:
         """See Store."""

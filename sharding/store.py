@@ -10,6 +10,7 @@ from typing import BinaryIO, Protocol
 from sharding.errors import DataError, UsageError
 
 TEMPORARY_PREFIX = ".tmp-"
+_PIECE = 16 << 20
 
 
 class Blob(Protocol):
@@ -47,6 +48,14 @@ class Store(Protocol):
 
         The object appears whole, replacing one of the same name, when the block ends without an
         exception; otherwise nothing of it stays.
+        """
+        ...
+
+    def duplicate(self, source: str, target: str) -> None:
+        """Let `target` be what `source` is now, whatever becomes of `source`.
+
+        Without its bytes leaving the store where that can be. `target` appears whole, replacing one
+        of the same name, or stays as it was. Raises FileNotFoundError if there is no source.
         """
         ...
 
@@ -93,6 +102,14 @@ def locate(base: Store, url: str) -> tuple[Store, str]:
     if not url.startswith("/") and "://" not in url:
         raise DataError(f"{url!r} is neither a name beside the manifest nor an absolute URL")
     return open_store(folder or "/"), name
+
+
+def copy_bytes(store: Store, source: str, target: str) -> None:
+    """Store.duplicate by reading and writing, for where there is no better way."""
+    blob = store.open(source)
+    with store.create(target) as stream:
+        for at in range(0, blob.size, _PIECE):
+            stream.write(blob.read_at(at, min(_PIECE, blob.size - at)))
 
 
 @contextmanager
@@ -183,6 +200,22 @@ class LocalStore:
     def create(self, name: str) -> AbstractContextManager[BinaryIO]:
         """See Store."""
         return atomic_file(self.root / name)
+
+    def duplicate(self, source: str, target: str) -> None:
+        """See Store. A hard link, where the file system has them."""
+        temporary = self.root / f"{TEMPORARY_PREFIX}{os.getpid()}-{target}"
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(self.root / source, temporary)
+        except FileNotFoundError:
+            raise
+        except OSError:  # a file system without links
+            copy_bytes(self, source, target)
+            return
+        try:
+            os.replace(temporary, self.root / target)
+        finally:  # the rename leaves it where both names are links to one file
+            temporary.unlink(missing_ok=True)
 
     def delete(self, name: str) -> None:
         """See Store."""

@@ -1,12 +1,12 @@
-"""sharding/duplicate.py: a second name, on a file system and on S3."""
+"""Store.duplicate: a second name, on a file system and on S3."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from sharding import duplicate as duplicate_module
-from sharding.duplicate import duplicate
+from sharding import s3
+from sharding import store as stores
 from sharding.s3 import S3Store
 from sharding.store import LocalStore, Store
 from tests.fault_proxy import BUCKET, s3_endpoint
@@ -33,13 +33,13 @@ def test_the_second_name_stays_what_the_first_one_was(
 ) -> None:
     """Also where the first one is replaced or removed; nothing else is left behind."""
     if way == "bytes":
-        monkeypatch.setattr(duplicate_module, "_MOST_AT_ONCE", 10)
-        monkeypatch.setattr(duplicate_module, "_PIECE", 70_000)
+        monkeypatch.setattr(s3, "_MOST_AT_ONCE", 10)
+        monkeypatch.setattr(stores, "_PIECE", 70_000)
         monkeypatch.setattr(os, "link", no_links)
     write(store, "first", BYTES)
     write(store, "second", b"old")
-    duplicate(store, "first", "second")
-    duplicate(store, "first", "third")
+    store.duplicate("first", "second")
+    store.duplicate("first", "third")
     write(store, "first", b"new")
     assert store.read("second") == store.read("third") == BYTES
     store.delete("first")
@@ -57,7 +57,7 @@ def test_of_nothing_there_is_no_second(store: Store) -> None:
     """The one before stays."""
     write(store, "second", b"old")
     with pytest.raises(FileNotFoundError):
-        duplicate(store, "first", "second")
+        store.duplicate("first", "second")
     assert store.read("second") == b"old"
 
 
@@ -66,6 +66,6 @@ def test_on_s3_no_byte_passes_here(tmp_path: Path) -> None:
     store = S3Store(f"s3://{BUCKET}/{tmp_path.name}", endpoint=s3_endpoint())
     write(store, "first", BYTES)
     before = store.counts.bytes_read, store.counts.bytes_written
-    duplicate(store, "first", "second")
+    store.duplicate("first", "second")
     assert (store.counts.bytes_read, store.counts.bytes_written) == before
     assert store.read("second") == BYTES

@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
@@ -20,7 +19,6 @@ from model.mirror import FAILED_S, HURRY_S, Mirror, Publishing
 from model.newest import newest_whole
 from model.preemption import EXIT_PREEMPTED, MARKER, PreemptedError
 from model.published import Published
-from sharding.duplicate import duplicate
 from sharding.s3 import S3Store
 from sharding.store import LocalStore, atomic_file
 from tests.fault_proxy import BUCKET, Fault, FaultProxy, s3_endpoint
@@ -59,9 +57,7 @@ class Rig:
         self.store = store
         self.told: list[str] = []
         self.folder = folder
-        self.mirror = Mirror(
-            Published(store, duplicate=partial(duplicate, store)), warn=self.told.append
-        )
+        self.mirror = Mirror(Published(store), warn=self.told.append)
         self.files = AtomicCheckpointIO(atomic_file, self.mirror)
 
     def save(self, step: int, name: str = LAST) -> None:
@@ -242,8 +238,7 @@ def test_a_preempted_run_is_on_s3_before_it_ends(small_recipe: Path, tmp_path: P
     )  # fmt: skip
     assert done.returncode == EXIT_PREEMPTED, done.stderr
     assert "publish" not in done.stderr
-    store = S3Store(url, endpoint=s3_endpoint())
-    place = Published(store, duplicate=partial(duplicate, store))
+    place = Published(S3Store(url, endpoint=s3_endpoint()))
     saved = (run / MARKER).read_text()
     assert f"step {place.fetch(LAST, tmp_path / 'fetched', atomic_file).step}\n" == saved
 

@@ -4,7 +4,6 @@ import io
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,7 +14,6 @@ from model.checkpoint import LAST, PREVIOUS
 from model.hashes import BrokenCheckpointError, Content, Hashing
 from model.newest import Found, newest, newest_whole
 from model.published import Published, Store
-from sharding.duplicate import duplicate
 from sharding.errors import DataError
 from sharding.s3 import S3Store
 from sharding.store import LocalStore, atomic_file
@@ -33,7 +31,7 @@ def checkpoint(step: int) -> tuple[bytes, Content]:
 
 def published(store: Any) -> Published:
     """As train.py makes it."""
-    return Published(store, duplicate=partial(duplicate, store), damage=(DataError,))
+    return Published(store, damage=(DataError,))
 
 
 def put(place: Published, step: int, name: str = LAST) -> None:
@@ -165,10 +163,10 @@ class Mortal:
             self.step()
         self.step()
 
-    def copy(self, source: str, target: str) -> None:
+    def duplicate(self, source: str, target: str) -> None:
         """Before and after a copy."""
         self.step()
-        duplicate(self._inner, source, target)
+        self._inner.duplicate(source, target)
         self.step()
 
 
@@ -185,7 +183,7 @@ def test_killed_at_each_request(tmp_path: Path) -> None:
         ends = []
         for step in (3, 4):
             store: Any = Mortal(inner, at)
-            place = Published(store, duplicate=store.copy)
+            place = Published(store)
             try:
                 put(place, step)
             except KilledError:
