@@ -21,24 +21,8 @@
 # program, whatever ends it. Exit status: as launch_single.sh; 75 where any machine said so.
 set -euo pipefail
 home=$(cd "$(dirname "$0")/.." && pwd)
-
-usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; }
-fail() {
-  echo "launch_multi: error: $1" >&2
-  exit "${2:-1}"
-}
-say() { echo "launch_multi: $1" >&2 || true; } # the terminal may be gone
-trap : PIPE
-
-# A word as one would type it in any shell.
-quote() {
-  if [[ $1 =~ ^[A-Za-z0-9@%+=:,./_-]+$ ]]; then printf %s "$1"; else printf "'%s'" "${1//\'/\'\\\'\'}"; fi
-}
-line_of() {
-  local word line=
-  for word in "$@"; do line+=" $(quote "$word")"; done
-  printf %s "${line:1}"
-}
+# shellcheck source=scripts/launch_words.sh
+. "$home/scripts/launch_words.sh"
 
 dry_run=no
 file=
@@ -92,8 +76,7 @@ done <"$file"
 [ ${#hosts[@]} -gt 0 ] || fail "$file names no machine" 2
 nodes=${#hosts[@]}
 
-python=${PYTHON:-$home/.venv/bin/python}
-command -v "$python" >/dev/null || fail "there is no $python; \`make setup\` makes it, PYTHON names another" 2
+find_python
 plan=$("$python" "$home/scripts/launch_plan.py" "${train[@]}" --nodes "$nodes") || exit # it has said why
 { read -r devices && IFS= read -r run; } <<<"$plan"
 

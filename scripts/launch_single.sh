@@ -19,19 +19,8 @@
 # file PREEMPTED in the run's folder.
 set -euo pipefail
 home=$(cd "$(dirname "$0")/.." && pwd)
-
-usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; }
-fail() {
-  echo "launch_single: error: $1" >&2
-  exit "${2:-1}"
-}
-say() { echo "launch_single: $1" >&2 || true; } # the terminal may be gone
-trap : PIPE
-
-# A word as one would type it in any shell.
-quote() {
-  if [[ $1 =~ ^[A-Za-z0-9@%+=:,./_-]+$ ]]; then printf %s "$1"; else printf "'%s'" "${1//\'/\'\\\'\'}"; fi
-}
+# shellcheck source=scripts/launch_words.sh
+. "$home/scripts/launch_words.sh"
 
 dry_run=no
 stop_at_eof=no
@@ -74,11 +63,8 @@ if ((nodes > 1)) && ! [[ $rendezvous =~ ^.+:[1-9][0-9]*$ ]]; then
   fail "$nodes machines need --rendezvous HOST:PORT of the first one, got '$rendezvous'" 2
 fi
 
-python=${PYTHON:-$home/.venv/bin/python}
-command -v "$python" >/dev/null || fail "there is no $python; \`make setup\` makes it, PYTHON names another" 2
-if [ -z "$plan" ]; then
-  plan=$("$python" "$home/scripts/launch_plan.py" "${train[@]}" --nodes "$nodes") || exit # it has said why
-fi
+find_python
+[ -n "$plan" ] || plan=$("$python" "$home/scripts/launch_plan.py" "${train[@]}" --nodes "$nodes") || exit # it has said why
 { read -r devices && IFS= read -r run; } <<<"$plan"
 
 command=("$python" -m torch.distributed.run --nnodes "$nodes" --nproc_per_node "$devices")
@@ -90,9 +76,8 @@ else
 fi
 command+=(-- "$home/train.py" "${train[@]}" --nodes "$nodes" --devices "$devices" --run "$run")
 if [ "$dry_run" = yes ]; then
-  line=
-  for word in "${command[@]}"; do line+=" $(quote "$word")"; done
-  echo "${line:1}"
+  line_of "${command[@]}"
+  echo
   exit
 fi
 
