@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from scripts import chaos
-from scripts.chaos import Chaos, Scene, Seen, Training
+from scripts.chaos import Scene, Seen
+from scripts.chaos_run import Chaos, Training, differences
 
 
 def run_of(folder: Path, steps: dict[int, list[str]], weight: float = 1.0) -> Path:
@@ -31,15 +32,15 @@ STEPS = {0: ["a", "b"], 1: ["c", "d"]}
 def test_differences_are_found(tmp_path: Path) -> None:
     """Other samples in a step, a step too few, other weights; repeated steps count once."""
     whole = run_of(tmp_path / "whole", STEPS)
-    assert chaos.differences(run_of(tmp_path / "same", STEPS), whole) == []
+    assert differences(run_of(tmp_path / "same", STEPS), whole) == []
     with (whole / "samples-rank0.jsonl").open("a") as stream:
         stream.write(json.dumps({"step": 1, "keys": ["c"]}) + "\n" + '{"step": 2, "ke')
-    assert chaos.differences(tmp_path / "same", whole) == []
+    assert differences(tmp_path / "same", whole) == []
     swapped = run_of(tmp_path / "swapped", {0: ["a", "b"], 1: ["d", "c"]})
-    assert chaos.differences(swapped, whole) == ["samples"]
-    assert chaos.differences(run_of(tmp_path / "few", {0: ["a", "b"]}), whole) == ["samples"]
+    assert differences(swapped, whole) == ["samples"]
+    assert differences(run_of(tmp_path / "few", {0: ["a", "b"]}), whole) == ["samples"]
     other = run_of(tmp_path / "other", STEPS, weight=1.0000001)
-    assert chaos.differences(other, whole) == ["weights"]
+    assert differences(other, whole) == ["weights"]
 
 
 @pytest.mark.parametrize(
