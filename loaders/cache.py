@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from loaders.eviction import claim, delete, make_room
 from loaders.order import Segment
 from loaders.part import PREFIX, Fetching, Part
 from loaders.reader import ShardReader
@@ -106,26 +107,21 @@ class SegmentCache:
 
     def drop(self, segment: Segment) -> bool:
         """Delete a segment, unless somebody reads it just now; whether it is gone."""
-        return self._delete(self.name(segment))
+        return delete(self.folder / self.name(segment))
 
     def sweep(self) -> None:
         """Delete what killed processes left half-fetched."""
         for path in self.folder.glob(f"{PREFIX}*"):
-            self._delete(path.name)
+            delete(path)
 
-    def _delete(self, name: str) -> bool:
-        try:
-            descriptor = os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return True
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            (self.folder / name).unlink(missing_ok=True)
-        except BlockingIOError:
-            return False
-        finally:
-            os.close(descriptor)
-        return True
+    def claim(self, segments: Iterable[Segment]) -> None:
+        """Say that these segments, and the indexes, are wanted: see eviction.py."""
+        claim([self.folder / self.name(segment) for segment in segments])
+        claim(self.folder.glob("*.npy"))
+
+    def make_room(self, *, coming: int, limit: int) -> int:
+        """Let the whole folder, other data sets included, keep to a limit: see eviction.py."""
+        return make_room(self._folder, coming=coming, limit=limit)
 
     def _part(self, segment: Segment) -> Part:
         return Part(self.folder / self.name(segment))

@@ -184,8 +184,9 @@ class ImageNetData(lightning.LightningDataModule):
         if not folder or self.config.format != "shards":
             return None
         ranks = 1 if self.trainer is None else self.trainer.world_size // self.trainer.num_nodes
+        node_limit = int(self.config.cache_gb * 1e9)
         return CacheConfig(
-            folder=Path(folder), limit=int(self.config.cache_gb * 1e9 * share / ranks)
+            folder=Path(folder), limit=int(node_limit * share / ranks), node_limit=node_limit
         )
 
     def _topology(self) -> Topology:

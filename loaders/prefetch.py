@@ -1,8 +1,9 @@
 """Brings what a rank will read into the node's cache, ahead of training and across epochs.
 
 One process a rank. It knows the plan, so it fetches what is needed soonest, keeps as much of what
-comes next as the limit lets it, and deletes only what is needed later than that. Whatever it cannot
-do (the store is down, the disk is full) costs speed alone: readers read by range what is not there.
+comes next as the limit lets it, and deletes only what is needed later than that, and what earlier
+runs left if it stands in the way. Whatever it cannot do (the store is down, the disk is full) costs
+speed alone: readers read by range what is not there.
 """
 
 import itertools
@@ -18,6 +19,7 @@ from typing import NamedTuple
 
 from loaders.cache import CachedReader, SegmentCache
 from loaders.demand import Demand
+from loaders.eviction import CLAIM_SECONDS
 from loaders.order import Segment
 from loaders.reader import ShardReader
 from loaders.stats import Counters, Stats
@@ -37,6 +39,8 @@ class CacheConfig:
     folder: Path
     limit: int
     """In bytes, of this rank."""
+    node_limit: int = sys.maxsize
+    """In bytes, of all that is in the folder, whoever has fetched it."""
 
 
 class Decision(NamedTuple):
@@ -70,13 +74,13 @@ class Fetcher:
     """The process that fills the cache for one rank."""
 
     def __init__(
-        self, cache: SegmentCache, demand: Demand, *, limit: int, stats: Stats, row: int
+        self, cache: SegmentCache, demand: Demand, config: CacheConfig, *, stats: Stats, row: int
     ) -> None:
         """row: of the counters, where this process counts."""
         start_server("loaders.preload")
         self._position = FROM_SERVER.RawValue(c_int64)
         self.process = FROM_SERVER.Process(
-            target=_run, args=(cache, demand, limit, stats, row, self._position), daemon=True
+            target=_run, args=(cache, demand, config, stats, row, self._position), daemon=True
         )
         self._started = False
 
@@ -102,20 +106,20 @@ def with_cache(
 ) -> tuple[CachedReader, Fetcher]:
     """A reader of the same split through the cache, and what fills that."""
     cache = SegmentCache(config.folder, reader.split)
-    fetcher = Fetcher(cache, demand, limit=config.limit, stats=stats, row=row)
+    fetcher = Fetcher(cache, demand, config, stats=stats, row=row)
     return CachedReader(cache, demand.segments), fetcher
 
 
 def _run(  # noqa: PLR0917 (a process's arguments)
     cache: SegmentCache,
     demand: Demand,
-    limit: int,
+    config: CacheConfig,
     stats: Stats,
     row: int,
     position: c_int64,
 ) -> None:
     start_served_worker()
-    worker = _Worker(cache, demand, limit)
+    worker = _Worker(cache, demand, config)
     while True:
         fetched = worker.step(position.value)
         if fetched:
@@ -125,21 +129,21 @@ def _run(  # noqa: PLR0917 (a process's arguments)
 class _Worker:
     """The state of the fetching process: what is there, what is on its way."""
 
-    def __init__(self, cache: SegmentCache, demand: Demand, limit: int) -> None:
-        self._cache, self._demand, self._limit = cache, demand, limit
+    def __init__(self, cache: SegmentCache, demand: Demand, config: CacheConfig) -> None:
+        self._cache, self._demand, self._config = cache, demand, config
         self._bytes_of = {segment: _estimate(cache, segment) for segment in demand.segments}
         self._pool = ThreadPoolExecutor(THREADS)
         self._on_the_way: dict[Future[int], Segment] = {}
         self._failed: set[Segment] = set()
         self._present: set[Segment] = set()
-        self._scanned = self._pause_until = -1e9
+        self._scanned = self._claimed = self._pause_until = -1e9
         cache.folder.mkdir(parents=True, exist_ok=True)
         cache.sweep()
-        if (most := demand.most_open(self._bytes_of)) > limit:
+        if (most := demand.most_open(self._bytes_of)) > config.limit:
             _say(
-                f"the cache in {cache.folder} has room for {limit / 1e9:.2f} GB of this process, "
-                f"but {most / 1e9:.2f} GB are in use at a time; the rest is read by range, which "
-                "is slower (data.cache_gb is for all processes of the node)"
+                f"the cache in {cache.folder} has room for {config.limit / 1e9:.2f} GB of this "
+                f"process, but {most / 1e9:.2f} GB are in use at a time; the rest is read by "
+                "range, which is slower (data.cache_gb is for all processes of the node)"
             )
 
     def step(self, tag: int) -> int:
@@ -149,6 +153,9 @@ class _Worker:
             self._scanned = now
             names = self._cache.sizes()
             self._present = {s for s in self._demand.segments if self._cache.name(s) in names}
+        if now - self._claimed > CLAIM_SECONDS:
+            self._claimed = now
+            self._claim(tag)
         if now >= self._pause_until and len(self._on_the_way) < THREADS:
             self._start(tag)
         if not self._on_the_way:
@@ -157,10 +164,19 @@ class _Worker:
         done, _ = wait(self._on_the_way, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
         return sum(self._finish(future) for future in done)
 
+    def _claim(self, tag: int) -> None:
+        """Keep what is there from being taken for abandoned, and make room for what is to come."""
+        self._cache.claim(self._present)
+        fetch, _ = decide(
+            self._demand.upcoming(tag), self._present, self._bytes_of, self._config.limit
+        )
+        coming = sum(self._bytes_of[segment] for segment in fetch)
+        self._cache.make_room(coming=coming, limit=self._config.node_limit)
+
     def _start(self, tag: int) -> None:
         coming = set(self._on_the_way.values())
         fetch, drop = decide(
-            self._demand.upcoming(tag), self._present | coming, self._bytes_of, self._limit
+            self._demand.upcoming(tag), self._present | coming, self._bytes_of, self._config.limit
         )
         for segment in drop:
             if segment not in coming and self._cache.drop(segment):
@@ -170,7 +186,7 @@ class _Worker:
             if segment in self._failed:
                 continue
             used += self._bytes_of[segment]
-            if len(self._on_the_way) == THREADS or used > self._limit:
+            if len(self._on_the_way) == THREADS or used > self._config.limit:
                 return
             self._on_the_way[self._pool.submit(self._cache.fill, segment)] = segment
 

@@ -2,13 +2,16 @@
 
 A read from the page cache takes some microseconds, and handing it to a thread would cost more. A
 read from a network file system takes a millisecond, one from S3 thirty: then threads read the next
-batch while this one is decoded. Which of the two it is, is measured in each batch.
+batch while this one is decoded, each going on with the next sample that nobody has taken. Which of
+the two it is, is measured in each batch.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property, partial
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from queue import SimpleQueue
 from typing import TypeVar
 
 from loaders.reader import Reader
@@ -40,12 +43,8 @@ class ReadAhead:
         for planned in plan:
             self._look_at_speed()
             if self._slow:
-                numbers = numbers_of(planned).tolist()
-                begun = {
-                    number: self._pool.submit(self._timed, number)
-                    for number in dict.fromkeys(numbers)
-                }
-                ready, waiting = waiting, (planned, partial(_result, begun))
+                begun = _Begun(numbers_of(planned).tolist(), self._timed, self._pool)
+                ready, waiting = waiting, (planned, begun)
                 if ready is not None:
                     yield ready
             else:
@@ -72,5 +71,31 @@ class ReadAhead:
         return ThreadPoolExecutor(THREADS, thread_name_prefix="read-ahead")
 
 
-def _result(begun: dict[int, "Future[bytes]"], number: int) -> bytes:
-    return begun[number].result()
+class _Begun:
+    """The reads of one batch, begun in threads; called, it waits for one of them."""
+
+    def __init__(self, numbers: list[int], read: Read, pool: ThreadPoolExecutor) -> None:
+        self._todo = deque(dict.fromkeys(numbers))
+        self._coming: SimpleQueue[tuple[int, bytes | Exception]] = SimpleQueue()
+        self._came: dict[int, bytes | Exception] = {}
+        for _ in range(min(THREADS, len(self._todo))):
+            pool.submit(self._work, read)
+
+    def _work(self, read: Read) -> None:
+        while self._todo:
+            try:
+                number = self._todo.popleft()
+            except IndexError:  # another thread was quicker
+                return
+            try:
+                self._coming.put((number, read(number)))
+            except Exception as error:  # noqa: BLE001  (raised where the sample is asked for)
+                self._coming.put((number, error))
+
+    def __call__(self, number: int) -> bytes:
+        while number not in self._came:
+            self._came.update([self._coming.get()])
+        result = self._came[number]
+        if isinstance(result, Exception):
+            raise result
+        return result

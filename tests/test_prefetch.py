@@ -81,7 +81,7 @@ def make_worker(split: PackedSplit, folder: Path, limit: int) -> _Worker:
     """What a fetching process runs, in this one."""
     order = Order([shard.samples for shard in split.manifest.shards], ORDER)
     demand = TrainingDemand(order, batch=GLOBAL_BATCH, rank=0, world=1)
-    return _Worker(SegmentCache(folder, split), demand, limit)
+    return _Worker(SegmentCache(folder, split), demand, CacheConfig(folder=folder, limit=limit))
 
 
 def until(condition: Callable[[], bool]) -> None:
