@@ -23,6 +23,7 @@ from multiprocessing import (
     popen_fork,
     popen_forkserver,
     process,
+    resource_tracker,
 )
 from typing import Any
 
@@ -87,7 +88,20 @@ FROM_SERVER = _FromServer()
 def start_server(preload: str) -> None:
     """Let the fork server start and import the module `preload`, while we do something else."""
     FROM_SERVER.set_forkserver_preload([preload])
-    forkserver.ensure_running()
+    with _signals_blocked():
+        resource_tracker.ensure_running()
+    with _signals_blocked():  # the tracker's start has let SIGTERM and Ctrl-C through again
+        forkserver.ensure_running()
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Let what is started here be deaf: it inherits the mask. What comes meanwhile comes later."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def start_forked_worker(parent: int) -> None:

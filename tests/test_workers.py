@@ -142,6 +142,26 @@ def test_workers_are_deaf_to_signals() -> None:
     assert children() - before == workers
 
 
+DEAF = """
+from multiprocessing.forkserver import _forkserver
+from multiprocessing.resource_tracker import _resource_tracker
+for pid in (_forkserver._forkserver_pid, _resource_tracker._pid):
+    lines = dict(line.split(":") for line in open(f"/proc/{pid}/status"))
+    deaf = int(lines["SigBlk"], 16) | int(lines["SigIgn"], 16)
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        assert deaf >> name - 1 & 1, (pid, name)
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+"""
+
+
+def test_pythons_helpers_are_deaf_to_signals() -> None:
+    """The fork server and the resource tracker: SLURM signals every process of a task."""
+    with start(DEAF) as process:
+        _, errors = process.communicate(timeout=30)
+    assert errors == ""
+    assert process.returncode == 0
+
+
 def test_workers_die_with_a_killed_parent() -> None:
     """SIGKILL to the training process leaves no worker behind."""
     with start("signal.pause()") as process:
