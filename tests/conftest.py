@@ -1,6 +1,7 @@
 """What several test files share: one small packed data set, and a recipe that trains on it."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,10 @@ CLASSES = 3
 # began, whichever test that was.
 if "SHARDSTREAM_TEST_S3_ENDPOINT" not in os.environ:
     os.environ.update(AWS_ACCESS_KEY_ID="testing", AWS_SECRET_ACCESS_KEY="testing")
+
+
+# In the background of a shell this process ignores Ctrl-C, and so would all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

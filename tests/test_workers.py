@@ -46,9 +46,6 @@ pids = [worker.pid for worker in multiprocessing.active_children()]
 print(*pids, flush=True)
 """
 
-# A program that a shell has put into the background ignores SIGINT, and so would what it starts.
-CTRL_C = "signal.signal(signal.SIGINT, signal.default_int_handler); os.killpg(0, signal.SIGINT)"
-
 
 def children() -> set[int]:
     """Process ids of this process's workers."""
@@ -181,7 +178,7 @@ def test_workers_die_with_a_killed_parent() -> None:
         ("try: loader.load_state_dict({})\nexcept ValueError as error: kept = error", 0, ""),
         ("for batch in stream: raise ValueError('stop')", 1, "ValueError: stop"),
         ("for batch in stream: sys.exit(3)", 3, ""),
-        (CTRL_C, -signal.SIGINT, "KeyboardInterrupt"),
+        ("os.killpg(0, signal.SIGINT)", -signal.SIGINT, "KeyboardInterrupt"),  # Ctrl-C
     ],
 )
 def test_a_program_ends_promptly(program: str, status: int, last: str) -> None:
