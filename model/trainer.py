@@ -5,12 +5,10 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Literal, cast, get_args
 
 import lightning
-import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import (
     AdvancedProfiler,
@@ -18,7 +16,6 @@ from lightning.pytorch.profilers import (
     PyTorchProfiler,
     SimpleProfiler,
 )
-from lightning.pytorch.strategies import DDPStrategy
 
 from model.averaging import MovingAverage
 from model.callbacks import DataMetrics, EpochSummary, ExactValidation, SampleTrace
@@ -31,6 +28,7 @@ from model.loggers import DeviceMetrics
 from model.mirror import Mirror, Publishing
 from model.preemption import Preemption
 from model.saving import checkpoint_callbacks
+from model.strategy import Together
 
 # What every run would print and no user can act on.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -41,9 +39,6 @@ warnings.filterwarnings("ignore", message=".*does not have many workers")  # the
 warnings.filterwarnings("ignore", message="Checkpoint directory .* exists")  # a resumed run's does
 # Where SLURM is installed and one process is started without it, as on a login node.
 warnings.filterwarnings("ignore", message="The `srun` command is available")
-
-START_S = 300.0
-"""Processes of a run have at least so long to come together."""
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 PROFILERS: dict[str, type[Profiler]] = {
@@ -156,27 +151,6 @@ class TrainerConfig:
         )
 
 
-def build_strategy(config: TrainerConfig) -> DDPStrategy | Literal["auto"]:
-    """DDP for more than one process.
-
-    Without the broadcast of buffers: see Classifier.on_validation_epoch_start. Where results are to
-    be the same to the bit, gradients keep the buckets that they have at first: by default DDP
-    arranges them anew after a process's first step, so a resumed run of more than two processes
-    would add them up in another order there. What switches that off is the search for parameters
-    without a gradient, which takes a moment at each step, and a line of warning at the first.
-    """
-    if config.world == 1:
-        return "auto"
-    # For all to come together. Liveness sets timeout_s when they have.
-    limit = timedelta(seconds=max(config.timeout_s, START_S))
-    return DDPStrategy(
-        broadcast_buffers=False,
-        timeout=limit,
-        find_unused_parameters=config.world > 2
-        and (config.deterministic or not torch.cuda.is_available()),
-    )
-
-
 def build_trainer(
     config: TrainerConfig,
     *,
@@ -241,7 +215,11 @@ def build_trainer(
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.nodes,
-        strategy=build_strategy(config),
+        strategy="auto"
+        if config.world == 1
+        else Together(
+            world=config.world, timeout_s=config.timeout_s, deterministic=config.deterministic
+        ),
         precision=cast("Precision", config.precision),
         deterministic=config.deterministic or None,
         accumulate_grad_batches=config.batches_per_step,
