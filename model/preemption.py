@@ -92,6 +92,9 @@ class Preemption(Checkpoint):
         stepped, self._step = trainer.global_step > self._step, trainer.global_step
         self._trained |= stepped
         if self._agreed and stepped:  # inside an accumulation gradients would be lost
+            # What Lightning would do next: a step that is saved is also logged.
+            trainer._logger_connector.on_batch_end()  # noqa: SLF001
+            trainer._logger_connector.update_train_step_metrics()  # noqa: SLF001
             self._end(trainer, save=True)
 
     def on_validation_start(
