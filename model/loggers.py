@@ -108,7 +108,8 @@ def build_loggers(
     """
     if run is None:
         return []
-    loggers: list[Logger] = [CSVLogger(run, name="csv")]
+    # Each row at once: who is killed has no time to write what he kept back.
+    loggers: list[Logger] = [CSVLogger(run, name="csv", flush_logs_every_n_steps=1)]
     if config.tensorboard:
         make: Callable[[], Logger] = lambda: TensorBoardLogger(run, "tensorboard", version="")  # noqa: E731
         loggers.append(TolerantLogger("TensorBoard", make))

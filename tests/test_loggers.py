@@ -78,6 +78,17 @@ def test_csv_is_always_written_and_nothing_without_a_folder(tmp_path: Path) -> N
     assert isinstance(build_loggers(ALL, tmp_path, name="x")[0], CSVLogger)
 
 
+def test_a_row_is_in_the_csv_file_at_once(tmp_path: Path) -> None:
+    """Whoever is killed in the next moment has lost none that was logged."""
+    (logger,) = build_loggers(LoggingConfig(), tmp_path, name="r")
+    for step, metrics in enumerate([{"loss": 2.0}, {"loss": 1.0}, {"acc": 0.5}]):
+        logger.log_metrics(metrics, step)
+        with (tmp_path / "csv/version_0/metrics.csv").open() as stream:
+            *_, last = csv.DictReader(stream)
+        assert {name: float(last[name]) for name in metrics} == metrics
+        assert last["step"] == str(step)
+
+
 def test_all_loggers_get_every_metric_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
