@@ -13,7 +13,6 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ import xxhash
 from loaders.eviction import claim, delete, make_room
 from loaders.order import Segment
 from loaders.part import PREFIX, Fetching, Part
-from loaders.reader import ShardReader
+from loaders.reader import Opened, ShardReader
 from sharding.dataset import PackedSplit
 from sharding.errors import DataError
 from sharding.index import SampleIndex
@@ -39,7 +38,7 @@ class SegmentCache:
         """folder: the cache, in which the data set gets a folder of its own."""
         self._folder, self.split = folder, split
         self.folder = folder / split.manifest.digest
-        self.index = lru_cache(_INDEXES)(self._read_index)
+        self.index = Opened(self._read_index, _INDEXES)
 
     def __reduce__(self) -> tuple[type["SegmentCache"], tuple[Path, PackedSplit]]:
         return SegmentCache, (self._folder, self.split)

@@ -4,6 +4,7 @@ The packer's plan is computed from the listing and not carried out: a sample has
 would have in the shards, so the order and the batches are the same, without packing.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,10 @@ class FolderReader:
                 f"{self.describe(number)}: has {len(data)} bytes, {expected} when it was listed"
             )
         return data
+
+    def unopened(self, numbers: Integers) -> list[Callable[[], None]]:
+        """See Reader. A file is opened when it is read."""
+        return []
 
     def key(self, number: int) -> str:
         """See Reader."""

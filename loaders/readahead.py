@@ -3,9 +3,10 @@
 A read from the page cache takes some microseconds, and handing it to a thread would cost more. A
 read from a network file system takes a millisecond, one from S3 thirty: then threads read the next
 batch while this one is decoded, each going on with the next sample that nobody has taken. Which of
-the two it is, is measured in each batch.
+the two it is, and how many threads it takes, is measured in each batch.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,8 @@ from sharding.streams import Integers
 THREADS = 16
 SLOW_SECONDS = 200e-6
 """For a read, on average; above that threads are worth their cost."""
+_EACH_SECONDS = 250e-6
+"""As many threads are used as bring a sample in this time, a third of what decoding it takes."""
 
 P = TypeVar("P")
 Read = Callable[[int], bytes]
@@ -32,26 +35,33 @@ class ReadAhead:
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
         self._slow = reader.remote
+        self._threads = THREADS
         self._seconds: list[float] = []
         """Of each read since they were last looked at."""
 
     def batches(
         self, plan: Iterable[P], numbers_of: Callable[[P], Integers]
     ) -> Iterator[tuple[P, Read]]:
-        """Yield each item of the plan with its reads; while they are slow, one item ahead."""
+        """Yield each item of the plan with its reads.
+
+        While they are slow the next item's are begun. What it takes to open is opened, in any case.
+        """
         waiting: tuple[P, Read] | None = None
-        for planned in plan:
+        for number, planned in enumerate(plan):
             self._look_at_speed()
+            numbers = numbers_of(planned)
+            read: Read = self._timed
             if self._slow:
-                begun = _Begun(numbers_of(planned).tolist(), self._timed, self._pool)
-                ready, waiting = waiting, (planned, begun)
-                if ready is not None:
-                    yield ready
+                read = _Begun(numbers.tolist(), self._timed, self._pool, self._threads)
             else:
-                if waiting is not None:
-                    yield waiting
-                    waiting = None
-                yield planned, self._timed
+                for opening in self._reader.unopened(numbers):
+                    self._pool.submit(opening)
+            if number == 0 and not self._slow:  # by which the speed gets known
+                yield planned, read
+                continue
+            if waiting is not None:
+                yield waiting
+            waiting = planned, read
         if waiting is not None:
             yield waiting
 
@@ -64,7 +74,9 @@ class ReadAhead:
     def _look_at_speed(self) -> None:
         seconds, self._seconds = self._seconds, []
         if seconds:
-            self._slow = sum(seconds) / len(seconds) > SLOW_SECONDS
+            each = sum(seconds) / len(seconds)
+            self._slow = each > SLOW_SECONDS
+            self._threads = min(math.ceil(each / _EACH_SECONDS), THREADS)
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
@@ -74,11 +86,13 @@ class ReadAhead:
 class _Begun:
     """The reads of one batch, begun in threads; called, it waits for one of them."""
 
-    def __init__(self, numbers: list[int], read: Read, pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, numbers: list[int], read: Read, pool: ThreadPoolExecutor, threads: int
+    ) -> None:
         self._todo = deque(dict.fromkeys(numbers))
         self._coming: SimpleQueue[tuple[int, bytes | Exception]] = SimpleQueue()
         self._came: dict[int, bytes | Exception] = {}
-        for _ in range(min(THREADS, len(self._todo))):
+        for _ in range(min(threads, len(self._todo))):
             pool.submit(self._work, read)
 
     def _work(self, read: Read) -> None:

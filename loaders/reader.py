@@ -1,9 +1,12 @@
 """Sample number -> verified bytes: one row of an index and one ranged read."""
 
+import threading
 from bisect import bisect_right
-from functools import lru_cache
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from itertools import accumulate
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import xxhash
@@ -17,6 +20,8 @@ from sharding.streams import Integers
 # Shards whose index and file a process keeps open. A rank that reads all 32 lanes of ImageNet
 # touches 67 segments at a time.
 OPEN_SHARDS = 128
+
+T = TypeVar("T")
 
 
 class Facts(NamedTuple):
@@ -49,6 +54,10 @@ class Reader(Protocol):
         """The image's bytes. Raises DataError, naming the sample, if they were changed."""
         ...
 
+    def unopened(self, numbers: Integers) -> list[Callable[[], None]]:
+        """What these samples will wait for when they are read; may be called by any thread."""
+        ...
+
     def key(self, number: int) -> str:
         """The sample's key: class folder and file name without extension."""
         ...
@@ -60,6 +69,36 @@ class Reader(Protocol):
     def network(self) -> tuple[int, int]:
         """Requests to an object store by this process, and how many of them were tried again."""
         ...
+
+
+class Opened(Generic[T]):
+    """What was opened for each shard, for the last so many; once, however many threads ask."""
+
+    def __init__(self, open_one: Callable[[int], T], most: int = OPEN_SHARDS) -> None:
+        self._open, self._most = open_one, most
+        self._found: dict[int, T] = {}
+        self._opening: dict[int, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def __contains__(self, shard: int) -> bool:
+        return shard in self._found
+
+    def __call__(self, shard: int) -> T:
+        """What open_one made of the shard. Raises what that raises, and asks it again next time."""
+        with suppress(KeyError):
+            return self._found[shard]
+        with self._lock:
+            opening = self._opening.setdefault(shard, threading.Lock())
+        with opening:
+            with suppress(KeyError):  # another thread has opened it meanwhile
+                return self._found[shard]
+            opened = self._open(shard)
+            with self._lock:
+                while len(self._found) >= self._most:
+                    del self._found[next(iter(self._found))]
+                self._found[shard] = opened
+                self._opening.pop(shard, None)
+            return opened
 
 
 class ShardReader:
@@ -76,8 +115,8 @@ class ShardReader:
         self._make_caches()
 
     def _make_caches(self) -> None:
-        self._index = lru_cache(OPEN_SHARDS)(self.split.read_index)
-        self._tar = lru_cache(OPEN_SHARDS)(self.split.open_tar)
+        self._index = Opened(self.split.read_index)
+        self._tar: Opened[Blob] = Opened(self.split.open_tar)
 
     def __getstate__(self) -> PackedSplit:
         return self.split
@@ -110,8 +149,17 @@ class ShardReader:
 
     def _read(self, shard: int, row: int, offset: int, size: int, attempt: int) -> bytes:
         del row, attempt
-        blob: Blob = self._tar(shard)
-        return blob.read_at(offset, size)
+        return self._tar(shard).read_at(offset, size)
+
+    def unopened(self, numbers: Integers) -> list[Callable[[], None]]:
+        """See Reader. A shard's index and its tar."""
+        shards = np.unique(np.searchsorted(self._starts, numbers, "right") - 1).tolist()
+        return [partial(self._open, shard) for shard in shards if shard not in self._tar]
+
+    def _open(self, shard: int) -> None:
+        with suppress(OSError, DataError):  # whoever reads the samples will say so
+            self._index(shard)
+            self._tar(shard)
 
     def key(self, number: int) -> str:
         """See Reader."""

@@ -11,7 +11,7 @@ START_S = 300.0
 
 
 class Together(DDPStrategy):
-    """DDP for more than one process.
+    """DDP.
 
     Without the broadcast of buffers: see Classifier.on_validation_epoch_start. Where results are to
     be the same to the bit, gradients keep the buckets that they have at first: by default DDP

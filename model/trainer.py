@@ -151,6 +151,15 @@ class TrainerConfig:
         )
 
 
+def build_strategy(config: TrainerConfig) -> Together | Literal["auto"]:
+    """DDP for more than one process."""
+    if config.world == 1:
+        return "auto"
+    return Together(
+        world=config.world, timeout_s=config.timeout_s, deterministic=config.deterministic
+    )
+
+
 def build_trainer(
     config: TrainerConfig,
     *,
@@ -215,11 +224,7 @@ def build_trainer(
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.nodes,
-        strategy="auto"
-        if config.world == 1
-        else Together(
-            world=config.world, timeout_s=config.timeout_s, deterministic=config.deterministic
-        ),
+        strategy=build_strategy(config),
         precision=cast("Precision", config.precision),
         deterministic=config.deterministic or None,
         accumulate_grad_batches=config.batches_per_step,

@@ -10,7 +10,9 @@ import pytest
 from loaders import readahead
 from loaders.readahead import THREADS, ReadAhead
 from loaders.reader import ShardReader
+from sharding.dataset import PackedSplit
 from sharding.errors import DataError
+from sharding.store import Blob
 from sharding.streams import Integers
 from tests.make_shards import open_shards
 
@@ -111,3 +113,31 @@ def test_an_error_comes_where_its_sample_is_asked_for() -> None:
         read(99)
     _, read = next(batches)
     assert read(3)
+
+
+def test_shards_are_opened_before_their_samples_are_needed() -> None:
+    """By a thread, while the batch before is used; each once."""
+    opened: list[tuple[int, str]] = []
+    begun = threading.Event()
+
+    class Noting(PackedSplit):
+        def open_tar(self, shard: int) -> Blob:
+            opened.append((shard, threading.current_thread().name))
+            if shard == 1:
+                begun.set()
+            return super().open_tar(shard)
+
+    split = open_shards().split
+    reader = ShardReader(Noting(store=split.store, manifest=split.manifest))
+    batches = ReadAhead(reader).batches(
+        map(np.array, [[0], [1, 2], [7, 8]]), lambda numbers: numbers
+    )
+    _, read = next(batches)
+    assert read(0)
+    _, read = next(batches)
+    assert begun.wait(30), "the next batch's shard was not opened while this one is used"
+    assert [read(1), read(2)]
+    _, read = next(batches)
+    assert [read(7), read(8)]
+    assert [shard for shard, _ in opened] == [0, 1]
+    assert opened[1][1].startswith("read-ahead")

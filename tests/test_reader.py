@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loaders.reader import ShardReader
+from loaders.reader import Opened, ShardReader
 from sharding.dataset import PackedSplit
 from sharding.errors import DataError
 from sharding.store import Blob, LocalStore, Store
@@ -137,3 +139,46 @@ def test_indexes_are_read_when_needed(tmp_path: Path) -> None:
     for path in (root / "train").glob("train-00000[1-9].*"):
         path.unlink()
     assert open_shards(root).read(0) == open_shards().read(0)
+
+
+def test_many_threads_open_a_shard_once() -> None:
+    """Those that come while it is being opened wait for it; others do not wait for them."""
+    opening, go_on = threading.Barrier(3), threading.Event()
+    made: list[int] = []
+
+    def open_one(shard: int) -> int:
+        made.append(shard)
+        if shard < 2:
+            opening.wait(30)
+            assert go_on.wait(30)
+        return 10 * shard
+
+    opened = Opened(open_one)
+    with ThreadPoolExecutor(8) as pool:
+        results = [pool.submit(opened, shard) for shard in (0, 1, 0, 1, 0, 1)]
+        opening.wait(30)  # both are being opened at the same time
+        assert 0 not in opened
+        assert opened(2) == 20
+        go_on.set()
+        assert [result.result() for result in results] == [0, 10, 0, 10, 0, 10]
+    assert sorted(made) == [0, 1, 2]
+    assert 0 in opened
+
+
+def test_so_many_stay_open_and_a_failure_is_tried_again() -> None:
+    """The one that was opened first is closed; what could not be opened is asked for anew."""
+    made: list[int] = []
+
+    def open_one(shard: int) -> int:
+        made.append(shard)
+        if made.count(shard) == 1 and shard == 5:
+            raise OSError("gone")
+        return shard
+
+    opened = Opened(open_one, most=2)
+    for shard in (0, 1, 0, 2, 1, 0):
+        assert opened(shard) == shard
+    assert made == [0, 1, 2, 0]
+    with pytest.raises(OSError, match="gone"):
+        opened(5)
+    assert opened(5) == 5
