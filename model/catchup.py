@@ -1,8 +1,11 @@
 """The validation that was due when a run was stopped."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 class MissedValidation(lightning.Callback):
@@ -43,9 +46,32 @@ class MissedValidation(lightning.Callback):
             return
         if not (trainer.enable_validation and loop._should_check_val_fx(None)):  # type: ignore[arg-type]  # noqa: SLF001
             return
-        trainer.validating = True
-        loop.val_loop.restarting = False
-        loop.val_loop.run()
-        trainer.training = True
+        with _epoch_still_open(trainer) as left_out:
+            trainer.validating = True
+            loop.val_loop.restarting = False
+            loop.val_loop.run()
+            trainer.training = True
+            for callback in trainer.checkpoint_callbacks if left_out else ():
+                if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
+                    callback.on_train_epoch_end(trainer, pl_module)
         # As after the load, so that the loop goes on as from a checkpoint behind a validation.
         loop.val_loop._has_run = False  # noqa: SLF001
+
+
+@contextmanager
+def _epoch_still_open(trainer: lightning.Trainer) -> Iterator[bool]:
+    """Let the epoch be the one that is validated; yields whether its end is left out.
+
+    Lightning takes a checkpoint of behind an epoch's last batch for one of the next epoch, and so
+    does not come to the end of the one before, where the best checkpoints are written.
+    """
+    progress = trainer.fit_loop.epoch_progress
+    left_out = progress.current.completed == progress.current.started
+    counts = (progress.current, progress.total) if left_out else ()
+    for each in counts:
+        each.completed -= 1
+    try:
+        yield left_out
+    finally:
+        for each in counts:
+            each.completed += 1

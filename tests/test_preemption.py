@@ -56,6 +56,12 @@ def assert_same(run: Path, whole: Path, *, world: int, accumulate: bool = False)
     ours, theirs = weights_of(run), weights_of(whole)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert curves(run) == curves(whole)
+    assert best(run) == best(whole)
+
+
+def best(run: Path) -> set[str]:
+    """Names of the best checkpoints, which say epoch and accuracy."""
+    return {path.name for path in (run / "checkpoints").glob("*-epoch=*.ckpt")}
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +90,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         (
             Fault(rank=0, place="validation", step=6, do="SIGTERM"),
+            ("schedule.name=plateau", "schedule.plateau_patience=0", "schedule.warmup_epochs=0"),
+            6,
+        ),
+        (
+            Fault(rank=0, place="train", step=5, do="SIGTERM"),
             ("schedule.name=plateau", "schedule.plateau_patience=0", "schedule.warmup_epochs=0"),
             6,
         ),
