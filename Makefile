@@ -13,7 +13,7 @@ setup: .venv/ready ## make .venv (about 3 minutes)
 .venv/ready: pyproject.toml setup.py constraints.txt scripts/env_setup.sh loaders/_jpeg.c loaders/_resample.h
 	scripts/env_setup.sh
 
-demo: .venv/ready ## pack, train, be killed, resume and evaluate on real images, without a GPU (3 minutes)
+demo: .venv/ready ## pack, train, be killed, resume and evaluate on real images, without a GPU (2 minutes)
 	$(PYTHON) scripts/demo.py
 
 test: .venv/ready ## run the tests, two files at a time

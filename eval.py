@@ -16,9 +16,9 @@ from torch import nn
 
 from loaders.datamodule import ImageNetData
 from model.classifier import Classifier
+from model.confusion import ConfusionMatrix
 from model.hashes import BrokenCheckpointError, check
 from model.networks import build_network
-from model.tally import Tally
 from model.trainer import build_trainer
 from recipes.schema import Recipe, load_recipe
 from recipes.start import local_checkpoint
@@ -62,13 +62,13 @@ def main(arguments: list[str] | None = None) -> int:
         model.network = Flipped(model.network)
     samples = sum(data.val.counts)
     trainer = build_trainer(recipe.trainer, atomic_file=atomic_file, run=None, val_samples=samples)
-    tally = Tally(len(data.val.classes))
-    trainer.callbacks.append(tally)  # type: ignore[attr-defined]
+    matrix = ConfusionMatrix(len(data.val.classes))
+    trainer.callbacks.append(matrix)  # type: ignore[attr-defined]
     (metrics,) = trainer.validate(model, datamodule=data, verbose=False)
     facts = {"checkpoint": options.checkpoint, "weights": weights, "images": samples}
     _report(facts | dict(metrics), options.json)
     if plot is not None:
-        write_tables(options.tables, data.val.classes, tally, plot)
+        write_tables(options.tables, data.val.classes, matrix, plot)
     return 0
 
 
@@ -111,11 +111,11 @@ def load_weights(model: nn.Module, path: Path, which: str = "best") -> str:
 
 
 @rank_zero_only
-def write_tables(folder: Path, classes: tuple[str, ...], tally: Tally, plt: Any) -> None:
+def write_tables(folder: Path, classes: tuple[str, ...], matrix: ConfusionMatrix, plt: Any) -> None:
     """per_class.csv, confusion.csv (rows: the classes, columns: what they were taken for), .png."""
     folder.mkdir(parents=True, exist_ok=True)
-    confusion: npt.NDArray[np.int64] = tally.confusion.cpu().numpy()
-    top5 = tally.top5.tolist()
+    confusion: npt.NDArray[np.int64] = matrix.counts.cpu().numpy()
+    top5 = matrix.top5.tolist()
     with (folder / "per_class.csv").open("w", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(["class", "images", "acc1", "acc5", "mostly_taken_for", "times"])

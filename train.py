@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Train a recipe on packed shards; a run that was stopped goes on at the exact sample."""
 
+import argparse
 import json
 import sys
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ from recipes.doctor import examine
 from recipes.options import train_options
 from recipes.record import RecipeRecord
 from recipes.schema import Recipe, as_dict, load_recipe
-from recipes.start import Start, forget, open_published, placeholder, start_of
+from recipes.start import Start, forget, held, open_published, placeholder, start_of
 from sharding.errors import (
     EXIT_USAGE,
     DataError,
@@ -54,6 +55,14 @@ def main(arguments: list[str] | None = None) -> int:
         return _doctor(recipe, run, options.resume)
     if options.plot_lr is not None:
         return _plot_lr(recipe, options.plot_lr)
+    if run is None or options.find_lr or _rank():
+        return _train(recipe, run, options)
+    with held(run, warn=_warn):
+        return _train(recipe, run, options)
+
+
+def _train(recipe: Recipe, run: Path | None, options: argparse.Namespace) -> int:
+    """Train in a folder that is ours, or in none; returns the exit status."""
     start, mirror = Start(None, ""), None
     if not options.find_lr:
         published = _published(recipe, run)
@@ -98,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     status = _fit(trainer, model, data, checkpoint)
     if status is not None:
         return status
-    complaint = recipe.published.complaint(trainer.callback_metrics)
+    complaint = recipe.expected.complaint(trainer.callback_metrics)
     if complaint is not None and recipe.trainer.runs_in_full:
         _warn(complaint)
     return 0

@@ -10,6 +10,7 @@ not there (yet) is read by range from the store, so that nobody waits for a whol
 
 import fcntl
 import os
+import time
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +30,8 @@ from sharding.store import atomic_file
 
 _PIECE = 4 << 20  # of a segment, fetched by one request
 _INDEXES = 256
+_WAIT_SECONDS = 10.0  # for another process that fetches an index
+_LOOK_SECONDS = 0.005
 
 
 class SegmentCache:
@@ -59,19 +62,23 @@ class SegmentCache:
         return found
 
     def read(self, segment: Segment, row: int, offset: int, size: int) -> bytes | None:
-        """A sample's bytes, None if they are not (or no more) there. Who reads checks them."""
+        """A sample's bytes, None if they cannot be had here. Who reads checks them."""
         at = offset - self._range(segment)[0]
+        with suppress(OSError):  # another user's file, a failing disk: the store has the bytes
+            data = self._read(segment, row - segment.first, at, size)
+            return data if data is not None and len(data) == size else None
+        return None
+
+    def _read(self, segment: Segment, row: int, at: int, size: int) -> bytes | None:
         try:
             descriptor = os.open(self.folder / self.name(segment), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            data = self._part(segment).read(row - segment.first, at, size)
-            return data if data is not None and len(data) == size else None
+            return self._part(segment).read(row, at, size)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH)  # it is not deleted while we read
-            data = os.pread(descriptor, size, at)
+            return os.pread(descriptor, size, at)
         finally:
             os.close(descriptor)
-        return data if len(data) == size else None
 
     def add(self, segment: Segment, row: int, offset: int, data: bytes) -> None:
         """Give a sample that was read by range to its segment, if that is on its way."""
@@ -151,7 +158,7 @@ class SegmentCache:
         facts = self.split.manifest.shards[shard]
         path = self.folder / f"{facts.index_xxh128}.npy"
         with self._one_at_a_time(path.name):
-            with suppress(FileNotFoundError, DataError):
+            with suppress(OSError, DataError):
                 return SampleIndex.from_bytes(path.read_bytes(), shard=facts, where=str(path))
             index = self.split.read_index(shard)
             with suppress(OSError), atomic_file(path) as stream:  # a full disk stops nobody
@@ -160,7 +167,10 @@ class SegmentCache:
 
     @contextmanager
     def _one_at_a_time(self, name: str) -> Iterator[None]:
-        """Wait until no other process or thread does this; without a folder to lock in, don't."""
+        """Wait until no other process or thread does this, but not for one that has stopped.
+
+        Where there is no folder to lock in, do not wait.
+        """
         path = self.folder / f"{PREFIX}{name}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -169,11 +179,22 @@ class SegmentCache:
             yield
             return
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            until = time.monotonic() + _WAIT_SECONDS
+            while not _lock(descriptor) and time.monotonic() < until:
+                time.sleep(_LOOK_SECONDS)
             yield
         finally:
-            path.unlink(missing_ok=True)  # who waits for it finds what we made
+            with suppress(OSError):
+                path.unlink()  # who waits for it finds what we made
             os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class CachedReader(ShardReader):

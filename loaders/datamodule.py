@@ -1,5 +1,6 @@
 """The LightningDataModule: a recipe's data section -> loaders for this rank."""
 
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -180,7 +181,7 @@ class ImageNetData(lightning.LightningDataModule):
         """The cache of this rank, which has a share of its part of the node's."""
         folder = self.config.cache_dir
         if folder is None and "://" in self.config.root:
-            folder = f"{tempfile.gettempdir()}/shardstream-cache"
+            folder = f"{tempfile.gettempdir()}/shardstream-cache-{os.getuid()}"
         if not folder or self.config.format != "shards":
             return None
         ranks = 1 if self.trainer is None else self.trainer.world_size // self.trainer.num_nodes

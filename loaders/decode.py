@@ -19,13 +19,12 @@ import numpy.typing as npt
 import PIL
 from PIL import Image
 
+from sharding.manifest import IMAGE_FORMATS
+
 try:
     from loaders import _jpeg
 except ImportError:  # built without a compiler or without libjpeg-turbo's headers
     _jpeg = None  # type: ignore[assignment]  # a module elsewhere
-
-FORMATS = ("JPEG", "PNG", "WEBP")
-"""What is ever decoded. Pillow knows many more formats, and each is a way in for hostile bytes."""
 
 DECODERS = ("auto", "region", "pillow")
 INTERPOLATIONS = ("bilinear", "bicubic")
@@ -83,7 +82,7 @@ def decoder_name(name: str = "auto") -> str:
 def image_size(data: bytes) -> tuple[int, int]:
     """Width and height in pixels, from the header. Raises DecodeError."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
             return image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, OSError) and error.errno:
@@ -120,7 +119,7 @@ def decode_by_pillow(  # noqa: PLR0917 (DecodeInto, and one more)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # corrupt EXIF, which ImageNet has
-            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image: Image.Image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
             factor = 1 if exact or image.format != "JPEG" else _reduction(box, width, height)
             if factor > 1:
                 image.draft("RGB", (image.width // factor, image.height // factor))

@@ -21,7 +21,7 @@ ABANDONED_SECONDS = 10 * CLAIM_SECONDS
 """A file that nobody has claimed for so long is nobody's."""
 
 _DATA_SET = re.compile(r"[0-9a-f]{32}")
-_OURS = re.compile(r"(\.part-)?[0-9a-f]{32}(\.npy|-\d+-\d+(\.rows)?)")
+_OURS = re.compile(r"(\.part-)?[0-9a-f]{32}(\.npy|-\d+-\d+(\.rows)?)|\.tmp-[0-9a-f]{32}\.npy-\w+")
 
 
 class Cached(NamedTuple):
@@ -37,7 +37,7 @@ class Cached(NamedTuple):
 def scan(folder: Path) -> list[Cached]:
     """All files of the cache in this folder, of whatever data set, and no others."""
     found = []
-    with suppress(FileNotFoundError):
+    with suppress(OSError):
         for data_set in folder.iterdir():
             if _DATA_SET.fullmatch(data_set.name):
                 found += _scan_data_set(data_set)
@@ -46,10 +46,10 @@ def scan(folder: Path) -> list[Cached]:
 
 def _scan_data_set(folder: Path) -> list[Cached]:
     found = []
-    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+    with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if _OURS.fullmatch(entry.name):
-                with suppress(FileNotFoundError):
+                with suppress(OSError):
                     facts = entry.stat(follow_symlinks=False)
                     found.append(Cached(facts.st_mtime, facts.st_size, Path(entry.path)))
     return found
@@ -82,15 +82,20 @@ def make_room(folder: Path, *, coming: int, limit: int) -> int:
 
 
 def delete(path: Path) -> bool:
-    """Delete a file of a cache, unless somebody reads or fetches it now; whether it is gone."""
+    """Delete a file of a cache; whether it is gone.
+
+    It stays while somebody reads or fetches it, and where it is another user's.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return True
+    except OSError:
+        return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         path.unlink(missing_ok=True)
-    except BlockingIOError:
+    except OSError:
         return False
     finally:
         os.close(descriptor)

@@ -32,7 +32,7 @@ class Part:
     def read(self, row: int, at: int, size: int) -> bytes | None:
         """A sample's bytes, which lie at `at`; None if they do not come. row: of the segment."""
         with (
-            suppress(FileNotFoundError),
+            suppress(FileNotFoundError),  # there is none, or it has got its name
             _opened(self._rows, os.O_RDONLY) as rows,
             _opened(self._path, os.O_RDONLY) as file,
         ):

@@ -23,7 +23,7 @@ from loaders.decode import DecodeError, DecodeInto, image_size
 from loaders.readahead import Read, ReadAhead
 from loaders.reader import Facts, Reader
 from loaders.stats import Counters, Stats
-from sharding.errors import DataError
+from sharding.errors import DataError, UsageError
 from sharding.streams import Integers
 
 
@@ -100,7 +100,7 @@ def _make_batches(
     for planned, read in ReadAhead(reader).batches(plan, lambda planned: planned.draw.numbers):
         try:
             batch, counters = make(planned, read)
-        except (DataError, OSError) as error:
+        except (DataError, UsageError, OSError) as error:  # UsageError: a store that refuses
             yield Made(planned.tag, error)
             continue
         now = (reader.cached, *reader.network())

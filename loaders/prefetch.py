@@ -23,7 +23,7 @@ from loaders.eviction import CLAIM_SECONDS
 from loaders.order import Segment
 from loaders.reader import ShardReader
 from loaders.stats import Counters, Stats
-from sharding.errors import DataError, with_remedy
+from sharding.errors import DataError, UsageError, with_remedy
 from sharding.process import FROM_SERVER, start_served_worker, start_server
 
 THREADS = 8
@@ -136,9 +136,8 @@ class _Worker:
         self._on_the_way: dict[Future[int], Segment] = {}
         self._failed: set[Segment] = set()
         self._present: set[Segment] = set()
+        self._swept = False
         self._scanned = self._claimed = self._pause_until = -1e9
-        cache.folder.mkdir(parents=True, exist_ok=True)
-        cache.sweep()
         if (most := demand.most_open(self._bytes_of)) > config.limit:
             _say(
                 f"the cache in {cache.folder} has room for {config.limit / 1e9:.2f} GB of this "
@@ -148,7 +147,26 @@ class _Worker:
 
     def step(self, tag: int) -> int:
         """Start what can be started, wait a moment, and see what came; bytes fetched."""
+        if time.monotonic() >= self._pause_until:
+            try:
+                self._look_around(tag)
+                if len(self._on_the_way) < THREADS:
+                    self._start(tag)
+            except (OSError, RuntimeError) as error:  # RuntimeError: no more threads
+                self._pause(error)
+        if not self._on_the_way:
+            time.sleep(_POLL_SECONDS)
+            return 0
+        done, _ = wait(self._on_the_way, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+        return sum(self._finish(future) for future in done)
+
+    def _look_around(self, tag: int) -> None:
+        """See, now and then, what is there."""
         now = time.monotonic()
+        if not self._swept:
+            self._cache.folder.mkdir(parents=True, exist_ok=True)
+            self._cache.sweep()
+            self._swept = True
         if now - self._scanned > _RESCAN_SECONDS:
             self._scanned = now
             names = self._cache.sizes()
@@ -156,13 +174,6 @@ class _Worker:
         if now - self._claimed > CLAIM_SECONDS:
             self._claimed = now
             self._claim(tag)
-        if now >= self._pause_until and len(self._on_the_way) < THREADS:
-            self._start(tag)
-        if not self._on_the_way:
-            time.sleep(_POLL_SECONDS)
-            return 0
-        done, _ = wait(self._on_the_way, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-        return sum(self._finish(future) for future in done)
 
     def _claim(self, tag: int) -> None:
         """Keep what is there from being taken for abandoned, and make room for what is to come."""
@@ -198,12 +209,8 @@ class _Worker:
             self._failed.add(segment)
             _say(f"not cached: {error}")
             return 0
-        except OSError as error:
-            self._pause_until = time.monotonic() + _PAUSE_SECONDS
-            _say(
-                f"cannot fill the cache, will try again in {_PAUSE_SECONDS:.0f} s: "
-                + with_remedy(error)
-            )
+        except (OSError, UsageError) as error:  # UsageError: a service that refuses, for now
+            self._pause(error)
             return 0
         if fetched:
             self._present.add(segment)
@@ -211,6 +218,11 @@ class _Worker:
             self._scanned = -1e9
             time.sleep(_POLL_SECONDS)
         return fetched
+
+    def _pause(self, error: Exception) -> None:
+        self._pause_until = time.monotonic() + _PAUSE_SECONDS
+        what = with_remedy(error) if isinstance(error, OSError) else str(error)
+        _say(f"cannot fill the cache, will try again in {_PAUSE_SECONDS:.0f} s: {what}")
 
 
 def _estimate(cache: SegmentCache, segment: Segment) -> int:

@@ -6,6 +6,7 @@ batch while this one is decoded, each going on with the next sample that nobody 
 the two it is, and how many threads it takes, is measured in each batch.
 """
 
+import errno
 import math
 import time
 from collections import deque
@@ -24,6 +25,8 @@ SLOW_SECONDS = 200e-6
 _EACH_SECONDS = 250e-6
 """As many threads are used as bring a sample in this time, a third of what decoding it takes."""
 
+_REMEDY = "raise the limit of processes (`ulimit -u`, pids.max), or lower data.num_workers"
+
 P = TypeVar("P")
 Read = Callable[[int], bytes]
 """Sample number -> checked bytes. Raises what Reader.read does."""
@@ -36,6 +39,7 @@ class ReadAhead:
         self._reader = reader
         self._slow = reader.remote
         self._threads = THREADS
+        self._has_threads = False
         self._seconds: list[float] = []
         """Of each read since they were last looked at."""
 
@@ -47,23 +51,39 @@ class ReadAhead:
         While they are slow the next item's are begun. What it takes to open is opened, in any case.
         """
         waiting: tuple[P, Read] | None = None
-        for number, planned in enumerate(plan):
-            self._look_at_speed()
-            numbers = numbers_of(planned)
-            read: Read = self._timed
-            if self._slow:
-                read = _Begun(numbers.tolist(), self._timed, self._pool, self._threads)
-            else:
-                for opening in self._reader.unopened(numbers):
-                    self._pool.submit(opening)
-            if number == 0 and not self._slow:  # by which the speed gets known
-                yield planned, read
-                continue
+        begun: deque[_Begun] = deque(maxlen=2)
+        try:
+            for number, planned in enumerate(plan):
+                self._look_at_speed()
+                numbers = numbers_of(planned)
+                read: Read = self._timed
+                if self._slow:
+                    read = _Begun(numbers.tolist(), self._timed)
+                    begun.append(read)
+                    self._in_threads(read.work, min(self._threads, len(numbers)))
+                else:
+                    for opening in self._reader.unopened(numbers):
+                        self._in_threads(opening)
+                if number == 0 and not self._slow:  # by which the speed gets known
+                    yield planned, read
+                    continue
+                if waiting is not None:
+                    yield waiting
+                waiting = planned, read
             if waiting is not None:
                 yield waiting
-            waiting = planned, read
-        if waiting is not None:
-            yield waiting
+        finally:  # an error, or the end: nobody will ask for the rest
+            for reads in begun:
+                reads.leave()
+
+    def _in_threads(self, work: Callable[[], None], times: int = 1) -> None:
+        try:
+            for _ in range(times):
+                self._pool.submit(work)
+                self._has_threads = True
+        except RuntimeError as error:
+            if not self._has_threads:  # else those that there are do it all
+                raise OSError(errno.EAGAIN, f"{error}; {_REMEDY}") from error
 
     def _timed(self, number: int) -> bytes:
         begin = time.perf_counter()
@@ -84,25 +104,27 @@ class ReadAhead:
 
 
 class _Begun:
-    """The reads of one batch, begun in threads; called, it waits for one of them."""
+    """The reads of one batch, which threads do; called, it waits for one of them."""
 
-    def __init__(
-        self, numbers: list[int], read: Read, pool: ThreadPoolExecutor, threads: int
-    ) -> None:
+    def __init__(self, numbers: list[int], read: Read) -> None:
+        self._read = read
         self._todo = deque(dict.fromkeys(numbers))
         self._coming: SimpleQueue[tuple[int, bytes | Exception]] = SimpleQueue()
         self._came: dict[int, bytes | Exception] = {}
-        for _ in range(min(threads, len(self._todo))):
-            pool.submit(self._work, read)
 
-    def _work(self, read: Read) -> None:
+    def leave(self) -> None:
+        """Begin no more of them."""
+        self._todo.clear()
+
+    def work(self) -> None:
+        """Read what no other thread has taken yet."""
         while self._todo:
             try:
                 number = self._todo.popleft()
             except IndexError:  # another thread was quicker
                 return
             try:
-                self._coming.put((number, read(number)))
+                self._coming.put((number, self._read(number)))
             except Exception as error:  # noqa: BLE001  (raised where the sample is asked for)
                 self._coming.put((number, error))
 

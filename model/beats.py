@@ -3,8 +3,8 @@
     rank 0   hears every rank, and judges
     rank r   hears rank 0 alone: the two ends of a broken connection see each other's silence
 
-A rank that is alive says so each second, also while its main thread waits in a collective. So the
-one that is stopped or gone is told from those that wait for it.
+A rank that is alive says so every half second, also while its main thread waits in a collective. So
+the one that is stopped or gone is told from those that wait for it.
 """
 
 import json

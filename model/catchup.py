@@ -66,7 +66,7 @@ def _epoch_still_open(trainer: lightning.Trainer) -> Iterator[bool]:
     does not come to the end of the one before, where the best checkpoints are written.
     """
     progress = trainer.fit_loop.epoch_progress
-    left_out = progress.current.completed == progress.current.started
+    left_out = progress.current.completed == progress.current.ready
     counts = (progress.current, progress.total) if left_out else ()
     for each in counts:
         each.completed -= 1

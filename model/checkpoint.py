@@ -6,6 +6,7 @@ last.previous.ckpt    the one before, with its own .xxh128
 """
 
 import os
+import shutil
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -118,9 +119,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def _keep(self, path: Path, contents: Iterable[Content]) -> None:
         """Give the last checkpoint a second name, which stays when the first one is replaced."""
         previous = path.with_name(PREVIOUS)
-        temporary = path.with_name(f".tmp-{PREVIOUS}.link")
+        temporary = path.with_name(f".tmp-{PREVIOUS}-link")
         temporary.unlink(missing_ok=True)
-        os.link(path, temporary)
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without links
+            with path.open("rb") as source, self._atomic_file(temporary) as target:
+                shutil.copyfileobj(source, target)
         self._write_hashes(previous, [*contents, *self._contents(previous)])
         os.replace(temporary, previous)
         self._write_hashes(previous, contents)

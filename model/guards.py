@@ -138,7 +138,7 @@ def _message(report: Mapping[str, Any], path: Path | None) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishedConfig:
+class ExpectedConfig:
     """The top-1 accuracies, in 0..1, that others got with the recipe; null: not known."""
 
     accuracy_min: float | None = None

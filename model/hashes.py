@@ -47,6 +47,11 @@ def hashes_name(name: str) -> str:
     return f"{name}.xxh128"
 
 
+def is_checkpoints(name: str) -> bool:
+    """Whether a file of this name is a checkpoint, or its hashes."""
+    return name.endswith((".ckpt", hashes_name(".ckpt")))
+
+
 def to_bytes(contents: Iterable[Content]) -> bytes:
     """The file of hashes: each content once."""
     return "".join(f"{content}\n" for content in dict.fromkeys(contents)).encode()

@@ -137,7 +137,7 @@ class Heartbeat:
     def judge(self) -> str | None:
         """What is wrong with the ranks that this one hears."""
         now = time.monotonic()
-        heard = [Heard(beat=beat, silent_s=now - at) for beat, at in self._heard.values()]
+        heard = [Heard(beat=beat, silent_s=now - at) for beat, at in list(self._heard.values())]
         if self._mine.rank:
             heard.append(Heard(beat=self._beat()))
         return judge(

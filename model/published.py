@@ -11,7 +11,7 @@ hashes, are written in an order in which they fit whenever the writer is killed:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -25,6 +25,7 @@ from model.hashes import (
     check,
     from_bytes,
     hashes_name,
+    is_checkpoints,
     matching,
     step_in,
     to_bytes,
@@ -57,8 +58,8 @@ class Store(Protocol):
     def delete(self, name: str) -> None:
         """Remove the object if it is there."""
 
-    def sweep(self) -> None:
-        """Remove what a killed writer left half-written."""
+    def sweep(self, ours: Callable[[str], bool]) -> None:
+        """Remove what killed writers left half-written of the objects whose names are `ours`."""
 
 
 class Published:
@@ -85,9 +86,10 @@ class Published:
         stream: stands at its start. Raises BrokenCheckpointError if its bytes are not `content`;
         then the one before stays.
         """
-        there = self.names()
+        there = self._store.sizes()
         before = self._contents(name)
-        if name == LAST and name in there and before and name not in self._broken:
+        whole = name in there and name not in self._broken
+        if name == LAST and whole and any(there[name] == content.size for content in before):
             self._keep(before)
         if before or name not in there:  # one without hashes is checked by the sums inside it
             self._write(name, [content, *before])
@@ -105,8 +107,8 @@ class Published:
         self._store.delete(hashes_name(name))
 
     def sweep(self) -> None:
-        """Remove what a killed writer left half-written. Only for who writes there alone."""
-        self._store.sweep()
+        """Remove checkpoints that a killed writer left half-written, and nothing of others."""
+        self._store.sweep(is_checkpoints)
 
     def candidates(self, path: Path, atomic_file: AtomicFile) -> list[Candidate]:
         """The checkpoints that are there; one that is taken is fetched into the file `path`."""

@@ -10,8 +10,8 @@ START_S = 300.0
 """Processes of a run have at least so long to come together."""
 
 
-class Together(DDPStrategy):
-    """DDP.
+class DDP(DDPStrategy):
+    """Lightning's, as a run here needs it.
 
     Without the broadcast of buffers: see Classifier.on_validation_epoch_start. Where results are to
     be the same to the bit, gradients keep the buckets that they have at first: by default DDP

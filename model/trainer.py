@@ -28,7 +28,7 @@ from model.loggers import DeviceMetrics
 from model.mirror import Mirror, Publishing
 from model.preemption import Preemption
 from model.saving import checkpoint_callbacks
-from model.strategy import Together
+from model.strategy import DDP
 
 # What every run would print and no user can act on.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -151,13 +151,11 @@ class TrainerConfig:
         )
 
 
-def build_strategy(config: TrainerConfig) -> Together | Literal["auto"]:
+def build_strategy(config: TrainerConfig) -> DDP | Literal["auto"]:
     """DDP for more than one process."""
     if config.world == 1:
         return "auto"
-    return Together(
-        world=config.world, timeout_s=config.timeout_s, deterministic=config.deterministic
-    )
+    return DDP(world=config.world, timeout_s=config.timeout_s, deterministic=config.deterministic)
 
 
 def build_trainer(

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from loaders.datamodule import DataConfig
-from model.guards import PublishedConfig
+from model.guards import ExpectedConfig
 from model.loggers import LoggingConfig
 from model.loss import LossConfig
 from model.lr_finder import FinderConfig
@@ -44,7 +44,7 @@ class Recipe:
     mix: MixConfig = field(default_factory=MixConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
-    published: PublishedConfig = field(default_factory=PublishedConfig)
+    expected: ExpectedConfig = field(default_factory=ExpectedConfig)
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 1 << 32:

@@ -5,21 +5,28 @@ One that is elsewhere is fetched into the run's folder as fetched.ckpt, and remo
 """
 
 import atexit
+import fcntl
 import os
+import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from model.checkpoint import LAST
-from model.hashes import BrokenCheckpointError, check
+from model.hashes import BrokenCheckpointError, check, is_checkpoints
 from model.newest import local_candidates, newest
 from model.published import Published
 from sharding.errors import DataError, UsageError
-from sharding.store import atomic_file, open_store
+from sharding.store import LocalStore, atomic_file, open_store
 
 FETCHED = "fetched.ckpt"
+LOCK = ".lock"
+_HELD_S = 30.0
+"""A run that was told to end takes some seconds."""
+_LOOK_S = 0.2
 INHERITED = "SHARDSTREAM_START"
 """Environment variable: process id of rank 0 and what it decided, for those it starts."""
 
@@ -34,6 +41,47 @@ class Start(NamedTuple):
 
 
 ANEW = Start(None, "")
+
+
+@contextmanager
+def held(run: Path, *, warn: Callable[[str], None], wait_s: float = _HELD_S) -> Iterator[None]:
+    """Keep a run's folder for this process, and remove what a killed one left half-written.
+
+    Two that train in one folder would tear each other's checkpoints. The lock is flock's: that of a
+    process that is gone is free; on a file system without locks nothing is kept. Waits a while for
+    a process that may be ending. Raises UsageError, which names it.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        until, warned = time.monotonic() + wait_s, False
+        while not _lock(descriptor):
+            holder = os.pread(descriptor, 500, 0).decode(errors="replace") or "another process"
+            if time.monotonic() >= until:
+                raise UsageError(
+                    f"{holder} trains in {run}; end it, or choose another folder (--run)"
+                )
+            if not warned:
+                warn(f"{holder} trains in {run}; waiting up to {wait_s:g} s for its end")
+                warned = True
+            time.sleep(_LOOK_S)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        LocalStore(run / "checkpoints").sweep(is_checkpoints)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock the file; whether it is ours, or cannot be anybody's."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def open_published(url: str) -> Published:

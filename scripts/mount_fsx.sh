@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Mount an FSx for Lustre file system as AWS documents it, and look whether it is fit for shards.
 #
-#   scripts/mount_fsx.sh [--dry-run] [--shards FOLDER] DNS_NAME MOUNT_NAME DIR
-#   scripts/mount_fsx.sh --dry-run fs-0123456789abcdef0.fsx.us-east-1.amazonaws.com abcdefgh /fsx
+#   scripts/mount_fsx.sh [--dry_run] [--shards FOLDER] DNS_NAME MOUNT_NAME DIR
+#   scripts/mount_fsx.sh --dry_run fs-0123456789abcdef0.fsx.us-east-1.amazonaws.com abcdefgh /fsx
 #
 # Needs root and the Lustre client. DNS_NAME and MOUNT_NAME stand in the console and in the output of
 # `aws fsx describe-file-systems`. What is mounted there already is left as it is.
 #
-#   --dry-run         print the commands, run none of them
+#   --dry_run         print the commands, run none of them
 #   --shards FOLDER   where the shards are, or will be (default DIR): its striping, and its files
 #                     that are still in S3 alone
 #
@@ -42,7 +42,7 @@ shards=
 names=()
 while [ $# -gt 0 ]; do
   case $1 in
-    --dry-run) dry_run=yes ;;
+    --dry_run | --dry-run) dry_run=yes ;;
     --shards)
       [ $# -gt 1 ] && [ -n "$2" ] || fail "--shards needs a folder" 2
       shards=$2

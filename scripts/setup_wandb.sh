@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Install Weights & Biases beside the project, and store your API key for it, once on a machine.
 #
-#   scripts/setup_wandb.sh [--dry-run] [--host URL]
+#   scripts/setup_wandb.sh [--dry_run] [--host URL]
 #
 # Asks for the key, which https://wandb.ai/authorize shows; nothing of what is typed is printed.
 # Where WANDB_API_KEY is set, that key is taken and nothing is asked.
 #
-#   --dry-run    print the commands, run none of them
+#   --dry_run    print the commands, run none of them
 #   --host URL   a server of your own
 #   PYTHON=...   another Python than .venv/bin/python
 #
@@ -32,7 +32,7 @@ dry_run=no
 host=()
 while [ $# -gt 0 ]; do
   case $1 in
-    --dry-run) dry_run=yes ;;
+    --dry_run | --dry-run) dry_run=yes ;;
     --host)
       [ $# -gt 1 ] && [[ $2 = http*://?* ]] || fail "--host needs a URL like https://wandb.example.com" 2
       host=(--host "$2")

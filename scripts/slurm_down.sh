@@ -3,6 +3,7 @@
 #
 #   scripts/slurm_down.sh [FOLDER]     default: $SHARDSTREAM_SLURM, which slurm_up.sh exports
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0" && exit ;; esac
 folder=${1:-${SHARDSTREAM_SLURM:?slurm_down: name the folder of the SLURM to stop}}
 if [ ! -e "$folder/slurm_up" ]; then
   echo "slurm_down: $folder was not made by slurm_up.sh" >&2

@@ -7,6 +7,7 @@
 #
 # Prints SLURM_CONF and the folder as export lines. make test-cluster does all this.
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0" && exit ;; esac
 
 fail() {
   echo "slurm_up: $1" >&2

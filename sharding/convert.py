@@ -6,8 +6,8 @@ import warnings
 from PIL import Image
 
 from sharding.errors import BadImageError
-from sharding.images import FORMATS, ImageFacts
-from sharding.manifest import ImageRules
+from sharding.images import ImageFacts
+from sharding.manifest import IMAGE_FORMATS, ImageRules
 
 _PLAIN = frozenset(["JPEG", "JPEG grey"])
 
@@ -24,7 +24,7 @@ def convert(data: bytes, facts: ImageFacts, rules: ImageRules, where: str) -> by
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # corrupt EXIF
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
                 if size is not None:  # decoded at twice the size or more, then antialiased
                     image.draft(None, (2 * size[0], 2 * size[1]))
                 pixels = image.convert("L" if image.mode == "L" else "RGB")

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from sharding.errors import BadImageError
-from sharding.manifest import MAX_PIXELS
-
-FORMATS = ("JPEG", "PNG", "WEBP")
+from sharding.manifest import IMAGE_FORMATS, MAX_PIXELS
 
 # JPEG markers without a length: TEM and RST0-7. SOF0-15 but for DHT (C4), JPG (C8) and DAC (CC)
 # carry the size (ITU T.81, table B.1).
@@ -51,7 +49,7 @@ def check_pixels(data: bytes, where: str) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # corrupt EXIF
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
                 image.load()
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise BadImageError(f"{where} cannot be decoded: {error}") from error
@@ -61,7 +59,7 @@ def _facts(data: bytes, where: str) -> ImageFacts:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # nothing is decoded
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
                 assert image.format is not None
                 return ImageFacts(
                     format=image.format,

@@ -16,6 +16,8 @@ FORMAT_VERSION = 1
 ORDER_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
+"""What is ever decoded. Pillow knows many more formats, and each is a way in for hostile bytes."""
 MAX_PIXELS = 89_478_485
 """From this size Pillow warns of a decompression bomb, and the decoder refuses an image."""
 CHECKS = ("header", "decode", "none")

@@ -3,13 +3,13 @@
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sharding import s3_upload
 from sharding.errors import DataError, UsageError
-from sharding.retry import Clock, Counts, RetryPolicy
+from sharding.retry import Clock, Counts, GaveUpError, RetryPolicy
 from sharding.s3_client import Service
 from sharding.s3_errors import CHANGED, RefusedError
 from sharding.store import Blob, copy_bytes
@@ -111,18 +111,20 @@ class S3Store:
         return s3_upload.create(self.service, bucket=self.bucket, key=self.key(name), what=what)
 
     def duplicate(self, source: str, target: str) -> None:
-        """See Store. The service copies what one request may (5 GiB)."""
-        if self.open(source).size > _MOST_AT_ONCE:
-            copy_bytes(self, source, target)
-            return
-        self.service.ask(
-            f"copy {self.url}/{source} to {target}",
-            lambda s3: s3.copy_object(
-                Bucket=self.bucket,
-                Key=self.key(target),
-                CopySource={"Bucket": self.bucket, "Key": self.key(source)},
-            ),
-        )
+        """See Store. The service copies, if one request may (5 GiB) and takes a few seconds."""
+        if self.open(source).size <= _MOST_AT_ONCE:
+            with suppress(GaveUpError, UsageError):  # too slow for us, or not known there
+                self.service.ask(
+                    f"copy {self.url}/{source} to {target}",
+                    lambda s3: s3.copy_object(
+                        Bucket=self.bucket,
+                        Key=self.key(target),
+                        CopySource={"Bucket": self.bucket, "Key": self.key(source)},
+                    ),
+                    quick=True,
+                )
+                return
+        copy_bytes(self, source, target)
 
     def delete(self, name: str) -> None:
         """See Store."""
@@ -133,10 +135,10 @@ class S3Store:
                 lambda s3: s3.delete_object(Bucket=self.bucket, Key=key),
             )
 
-    def sweep(self) -> None:
-        """Remove what killed writers left half-written. Only while nobody writes here."""
-        what = f"sweep {self.url}"
-        s3_upload.sweep(self.service, bucket=self.bucket, prefix=self.key(""), what=what)
+    def sweep(self, ours: Callable[[str], bool] = lambda name: True) -> None:
+        """See Store."""
+        what, prefix = f"sweep {self.url}", self.key("")
+        s3_upload.sweep(self.service, bucket=self.bucket, prefix=prefix, what=what, ours=ours)
 
     def key(self, name: str) -> str:
         """An object's key in the bucket; of "", what all keys here begin with."""

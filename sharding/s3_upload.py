@@ -43,19 +43,25 @@ def create(service: Service, *, bucket: str, key: str, what: str) -> Iterator[Bi
         stream.close()
 
 
-def sweep(service: Service, *, bucket: str, prefix: str, what: str) -> None:
-    """Remove all uploads directly below the prefix that did not come to their end."""
+def sweep(
+    service: Service, *, bucket: str, prefix: str, what: str, ours: Callable[[str], bool]
+) -> None:
+    """Remove the uploads directly below the prefix that did not come to their end.
+
+    ours: whether an object of this name, without the prefix, is among what may be removed.
+    """
+    place = {"Bucket": bucket, "Prefix": prefix}
+    after: dict[str, str] = {}
     while True:
-        page = service.ask(what, lambda s3: s3.list_multipart_uploads(Bucket=bucket, Prefix=prefix))
-        ours = [
-            (upload["Key"], upload["UploadId"])
-            for upload in page.get("Uploads", [])
-            if "/" not in upload["Key"].removeprefix(prefix)
-        ]
-        for key, upload_id in ours:
-            _abort(service, what, bucket, key, upload_id)
-        if not (page.get("IsTruncated") and ours):
+        page = service.ask(what, lambda s3: s3.list_multipart_uploads(**place, **after))  # type: ignore[arg-type]  # noqa: B023
+        for upload in page.get("Uploads", []):
+            name = upload["Key"].removeprefix(prefix)
+            if "/" not in name and ours(name):
+                _abort(service, what, bucket, upload["Key"], upload["UploadId"])
+        key, upload_id = page.get("NextKeyMarker"), page.get("NextUploadIdMarker")
+        if not page.get("IsTruncated") or not key or not upload_id:
             return
+        after = {"KeyMarker": key, "UploadIdMarker": upload_id}
 
 
 class _Upload(io.RawIOBase):

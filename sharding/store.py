@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -63,8 +63,11 @@ class Store(Protocol):
         """Remove the object if it is there."""
         ...
 
-    def sweep(self) -> None:
-        """Remove what a killed writer left half-written. Only for who writes there alone."""
+    def sweep(self, ours: Callable[[str], bool] = ...) -> None:
+        """Remove what killed writers left half-written. Only while nobody writes there.
+
+        ours: whether what would have had this name may be removed; default: all.
+        """
         ...
 
 
@@ -119,7 +122,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     Temporary file in the same folder, fsync, rename, fsync of the folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY_PREFIX)
+    name = os.fsdecode(os.fsencode(path.name)[:200])  # file names have up to 255 bytes
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{TEMPORARY_PREFIX}{name}-")
     try:
         with os.fdopen(descriptor, "wb") as stream:
             yield stream
@@ -203,7 +207,7 @@ class LocalStore:
 
     def duplicate(self, source: str, target: str) -> None:
         """See Store. A hard link, where the file system has them."""
-        temporary = self.root / f"{TEMPORARY_PREFIX}{os.getpid()}-{target}"
+        temporary = self.root / f"{TEMPORARY_PREFIX}{target}-{os.getpid()}"
         temporary.unlink(missing_ok=True)
         try:
             os.link(self.root / source, temporary)
@@ -221,7 +225,8 @@ class LocalStore:
         """See Store."""
         (self.root / name).unlink(missing_ok=True)
 
-    def sweep(self) -> None:
-        """Remove what a killed writer left half-written. Only under the folder's lock."""
+    def sweep(self, ours: Callable[[str], bool] = lambda name: True) -> None:
+        """See Store."""
         for leftover in self.root.glob(f"{TEMPORARY_PREFIX}*"):
-            leftover.unlink(missing_ok=True)
+            if ours(leftover.name.removeprefix(TEMPORARY_PREFIX).rpartition("-")[0]):
+                leftover.unlink(missing_ok=True)

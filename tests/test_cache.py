@@ -221,3 +221,28 @@ def test_a_full_disk_stops_nothing(cache: SegmentCache, monkeypatch: pytest.Monk
         cache.fill(segments_of(cache.split)[0])
     assert not [path for path in cache.folder.iterdir() if path.suffix != ".npy"]
     assert read_all(cache) == (expected, 0)
+
+
+def test_what_cannot_be_read_here_is_read_from_the_store(cache: SegmentCache) -> None:
+    """Another user's files, a failing disk: here folders stand where files should."""
+    segments = segments_of(cache.split)
+    cache.folder.mkdir(parents=True)
+    for shard in cache.split.manifest.shards:
+        (cache.folder / f"{shard.index_xxh128}.npy").mkdir()
+    for segment in segments:
+        (cache.folder / cache.name(segment)).mkdir()
+    expected = [open_shards().read(number) for number in ALL]
+    assert read_all(cache) == (expected, 0)
+    assert not cache.drop(segments[0])
+
+
+def test_nobody_waits_long_for_a_stopped_process(
+    cache: SegmentCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That holds the lock of an index."""
+    monkeypatch.setattr("loaders.cache._WAIT_SECONDS", 0.1)
+    cache.folder.mkdir(parents=True)
+    name = f"{cache.split.manifest.shards[0].index_xxh128}.npy"
+    with (cache.folder / f".part-{name}").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert len(cache.index(0).table) == cache.split.manifest.shards[0].samples

@@ -23,7 +23,7 @@ class Trainer:
             val_loop=SimpleNamespace(restarting=True, run=self._run, _has_run=False),
             _should_check_val_fx=lambda fetcher: due,
         )
-        counts = [SimpleNamespace(started=2, completed=1) for _ in range(2)]
+        counts = [SimpleNamespace(ready=2, completed=1) for _ in range(2)]
         progress = SimpleNamespace(current=counts[0], total=counts[1])
         self.fit_loop = SimpleNamespace(epoch_loop=loop, epoch_progress=progress)
         self.checkpoint_callbacks: list[Any] = []

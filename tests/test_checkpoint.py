@@ -361,3 +361,19 @@ def test_no_whole_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "last.ckpt").write_bytes(b"rubbish")
     assert newest_whole(tmp_path).path is None
     assert len(newest_whole(tmp_path).broken) == 1
+
+
+def test_without_links_the_one_before_is_kept_as_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On file systems that have none (SMB, exFAT)."""
+
+    def no_links(source: Path, target: Path) -> None:
+        raise PermissionError(1, "Operation not permitted", str(source))
+
+    monkeypatch.setattr(os, "link", no_links)
+    plugin = AtomicCheckpointIO(atomic_file)
+    for step in (1, 2, 3):
+        plugin.save_checkpoint(state(step), tmp_path / LAST)
+    assert steps_in(tmp_path) == {LAST: 3, PREVIOUS: 2}
+    assert len(list(tmp_path.iterdir())) == 4

@@ -9,8 +9,8 @@ from sharding import s3
 from sharding import store as stores
 from sharding.s3 import S3Store
 from sharding.store import LocalStore, Store
-from tests.fault_proxy import BUCKET, s3_endpoint
-from tests.s3_stores import BYTES
+from tests.fault_proxy import BUCKET, Fault, FaultProxy, s3_endpoint
+from tests.s3_stores import BYTES, HURRIED
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -51,6 +51,23 @@ def test_the_second_name_stays_what_the_first_one_was(
 def no_links(source: Path, target: Path) -> None:
     """As some file systems answer."""
     raise PermissionError(1, "Operation not permitted", str(source))
+
+
+@pytest.mark.parametrize("fault", ["unknown", "slow"])
+def test_a_service_that_cannot_copy_in_time(tmp_path: Path, fault: str) -> None:
+    """Its bytes go through here."""
+    broken = {
+        "unknown": Fault(kind="status", status=501, code="NotImplemented"),
+        "slow": Fault(kind="stall", at=-1),
+    }[fault]
+    with FaultProxy(s3_endpoint(), method="PUT") as proxy:
+        store = S3Store(f"s3://{BUCKET}/{tmp_path.name}", endpoint=proxy.url, policy=HURRIED)
+        write(store, "first", BYTES)
+        proxy.plan([broken])
+        before = store.counts.bytes_written
+        store.duplicate("first", "second")
+        assert store.counts.bytes_written == before + len(BYTES)
+        assert store.read("second") == BYTES
 
 
 def test_of_nothing_there_is_no_second(store: Store) -> None:

@@ -49,16 +49,22 @@ def make(path: Path, *, age: float, size: int = 100) -> Path:
 def test_only_a_caches_own_files_are_deleted(tmp_path: Path) -> None:
     """Of any data set, what is half-fetched included; nothing that somebody put beside it."""
     old = 2 * ABANDONED_SECONDS
-    names = (f"{HEX}-0-7", f"{HEX}.npy", f".part-{HEX}-7-9", f".part-{HEX}-7-9.rows")
+    names = (
+        f"{HEX}-0-7",
+        f"{HEX}.npy",
+        f".part-{HEX}-7-9",
+        f".part-{HEX}-7-9.rows",
+        f".tmp-{HEX}.npy-a_b1",
+    )
     ours = [make(tmp_path / data_set / n, age=old) for data_set in (HEX, HEX[::-1]) for n in names]
     theirs = [
         make(tmp_path / place, age=old)
         for place in ("photo.jpg", f"{HEX}-0-7", "other/thing", f"{HEX}/notes.txt", f"{HEX}/{HEX}")
     ]
     assert {cached.path for cached in scan(tmp_path)} == set(ours)
-    assert make_room(tmp_path, coming=0, limit=800) == 0
-    assert make_room(tmp_path, coming=150, limit=800) == 200
-    assert make_room(tmp_path, coming=0, limit=0) == 600
+    assert make_room(tmp_path, coming=0, limit=1000) == 0
+    assert make_room(tmp_path, coming=150, limit=1000) == 200
+    assert make_room(tmp_path, coming=0, limit=0) == 800
     assert not any(path.exists() for path in ours)
     assert all(path.exists() for path in theirs)
     assert make_room(tmp_path / "none", coming=9, limit=0) == 0

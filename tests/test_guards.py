@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.guards import DivergedError, DivergenceGuard, PublishedConfig
+from model.guards import DivergedError, DivergenceGuard, ExpectedConfig
 
 NAN, INF = math.nan, math.inf
 MODULE: Any = SimpleNamespace(device=torch.device("cpu"))
@@ -105,7 +105,7 @@ def test_an_accuracy_outside_the_recipes_band_is_told(
     band: tuple[float | None, float | None], metrics: dict[str, float], complaint: str | None
 ) -> None:
     """Of the better of weights and average; without a band there is nothing to say."""
-    told = PublishedConfig(accuracy_min=band[0], accuracy_max=band[1]).complaint(metrics)
+    told = ExpectedConfig(accuracy_min=band[0], accuracy_max=band[1]).complaint(metrics)
     if complaint is None:
         assert told is None
     else:
@@ -117,4 +117,4 @@ def test_an_accuracy_outside_the_recipes_band_is_told(
 def test_a_band_that_is_none_is_refused(band: tuple[float, float]) -> None:
     """In the wrong order, or in percent."""
     with pytest.raises(ValueError, match=r"must be in 0..1 and in order, got"):
-        PublishedConfig(accuracy_min=band[0], accuracy_max=band[1])
+        ExpectedConfig(accuracy_min=band[0], accuracy_max=band[1])

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sharding.errors import BadImageError, DataError
-from sharding.images import FORMATS, ImageFacts, check_header, check_pixels
+from sharding.images import ImageFacts, check_header, check_pixels
+from sharding.manifest import IMAGE_FORMATS
 from tests.make_images import image
 
 JPEG = image(0, size=(31, 17))
@@ -37,7 +38,7 @@ def test_jpeg(size: tuple[int, int], mode: str, options: dict[str, Any]) -> None
     assert found == ImageFacts(format="JPEG", width=size[0], height=size[1], channels=len(mode))
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", IMAGE_FORMATS)
 def test_the_bytes_decide(kind: str) -> None:
     """The format is that of the bytes, whatever the file's name says (n02105855_2933.JPEG)."""
     found = check_header(image(0, kind, size=(31, 17)), "n02105855_2933.JPEG")
@@ -119,7 +120,7 @@ def test_damage_behind_the_header_needs_decoding(kind: str) -> None:
 
 @settings(deadline=None)
 @given(
-    st.sampled_from(FORMATS),
+    st.sampled_from(IMAGE_FORMATS),
     st.lists(st.tuples(st.integers(0, 60), st.integers(0, 255)), max_size=4),
     st.integers(0, 400),
 )

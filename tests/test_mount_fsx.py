@@ -76,7 +76,7 @@ def machine(bare: Machine) -> Machine:
 def test_a_dry_run_prints_the_commands_and_runs_none(machine: Machine, tmp_path: Path) -> None:
     """Also words with spaces stand as one would type them; nothing is made or called."""
     folder = tmp_path / "f s x"
-    done = machine.run("--dry-run", DNS, "abcdefgh", folder, "--shards", "/data/shards")
+    done = machine.run("--dry_run", DNS, "abcdefgh", folder, "--shards", "/data/shards")
     assert (done.returncode, done.stderr) == (0, "")
     quoted = str(folder).replace(" ", "\\ ")
     assert [line[2:] for line in done.stdout.splitlines() if line.startswith("+ ")] == [
@@ -155,7 +155,7 @@ def test_without_the_client_it_says_how_to_install_it(bare: Machine, tmp_path: P
     assert done.returncode == 2
     assert "lustre-client" in done.stderr
     assert not (tmp_path / "fsx").exists()
-    done = bare.run("--dry-run", DNS, "abcdefgh", tmp_path / "fsx")
+    done = bare.run("--dry_run", DNS, "abcdefgh", tmp_path / "fsx")
     assert done.returncode == 0
     assert "lustre-client" in done.stderr
 

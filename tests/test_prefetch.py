@@ -23,6 +23,7 @@ from loaders.reader import ShardReader
 from loaders.topology import Topology
 from loaders.validation import ValidationLoader
 from sharding.dataset import PackedSplit
+from sharding.errors import UsageError
 from sharding.store import open_store
 from tests.fault_proxy import BUCKET, FaultProxy, s3_endpoint
 from tests.make_shards import GLOBAL_BATCH, ORDER, assert_equal, data_set, make_loader, open_shards
@@ -273,3 +274,40 @@ def test_validation_has_a_cache_too(url: str, tmp_path: Path) -> None:
     for _ in range(2):
         assert_equal(list(loader), expected)
     until(lambda: cached_bytes(tmp_path / "c") > 0)
+
+
+def test_a_cache_that_cannot_be_used_costs_speed_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line, a pause, another try: here a file stands in the folder's place for a while."""
+    split = open_shards().split
+    worker = make_worker(split, tmp_path / "c", 10**9)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / split.manifest.digest).touch()
+    for _ in range(3):
+        assert worker.step(0) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot fill the cache, will try again in 30 s: [Errno 17] File exists" in line
+    (tmp_path / "c" / split.manifest.digest).unlink()
+    worker._pause_until = 0
+    until(lambda: worker.step(0) > 0)
+
+
+def test_a_service_that_refuses_is_asked_again_later(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys that have run out, for one: the fetcher outlives what training may outlive."""
+    worker = make_worker(open_shards().split, tmp_path / "c", 10**9)
+
+    def refuse(segment: Segment) -> int:
+        raise UsageError("cannot read it: the keys have expired")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker._cache, "fill", refuse)
+        for _ in range(6):
+            worker.step(0)
+    lines = capsys.readouterr().err.splitlines()
+    assert 1 <= len(lines) <= THREADS
+    assert all("try again in 30 s: cannot read it: the keys have expired" in x for x in lines)
+    worker._pause_until = 0
+    until(lambda: worker.step(0) > 0)

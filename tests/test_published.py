@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -228,3 +229,22 @@ def test_nothing_to_fetch(store: Store, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         published(store).fetch(LAST, tmp_path / "f", atomic_file)
     assert not (tmp_path / "f").exists()
+
+
+def test_sweeping_leaves_alone_what_others_write_there(tmp_path: Path) -> None:
+    """Only halves of checkpoints go."""
+    for name in ("last.ckpt-abc", "last.ckpt.xxh128-x_1", "big.tar-abc", "notes-1"):
+        (tmp_path / f".tmp-{name}").write_bytes(b"half")
+    published(LocalStore(tmp_path)).sweep()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp-big.tar-abc", ".tmp-notes-1"]
+
+
+def test_a_cut_one_does_not_take_the_place_of_the_one_before(tmp_path: Path) -> None:
+    """Though nobody has read it: its size tells."""
+    store = LocalStore(tmp_path)
+    for step in (1, 2):
+        put(published(store), step)
+    os.truncate(tmp_path / LAST, 100)
+    put(published(store), 3)
+    assert published(store).fetch(PREVIOUS, tmp_path / "one", atomic_file).step == 1
+    assert published(store).fetch(LAST, tmp_path / "one", atomic_file).step == 3

@@ -141,3 +141,49 @@ def test_shards_are_opened_before_their_samples_are_needed() -> None:
     assert [read(7), read(8)]
     assert [shard for shard, _ in opened] == [0, 1]
     assert opened[1][1].startswith("read-ahead")
+
+
+def test_who_does_not_ask_for_more_is_not_read_for() -> None:
+    """Behind an error, or at the end: reads that have begun end, and no other begins."""
+    go_on = threading.Event()
+    begun: list[int] = []
+
+    class Held(ShardReader):
+        def read(self, number: int) -> bytes:
+            begun.append(number)
+            assert go_on.wait(30)
+            return super().read(number)
+
+    reader = Held(open_shards().split)
+    reader.remote = True
+    ahead = ReadAhead(reader)
+    batches = ahead.batches(iter([np.arange(40)]), lambda numbers: numbers)
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    go_on.set()
+    ahead._pool.shutdown()
+    assert 0 < len(begun) <= THREADS
+
+
+def test_without_a_single_thread_there_is_a_remedy_and_with_one_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the container's limit of processes is reached."""
+    start = threading.Thread.start
+    allowed = [0]
+
+    def limited(thread: threading.Thread) -> None:
+        allowed[0] -= 1
+        if allowed[0] < 0:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    with pytest.raises(OSError, match=r"can't start new thread; raise .*ulimit -u.*num_workers"):
+        run(Slow(seconds=0.002, remote=True))
+    allowed[0] = 2
+    plain = open_shards()
+    expected = [[plain.read(number) for number in numbers] for numbers in BATCHES]
+    slow = Slow(seconds=0.002, remote=True)
+    assert run(slow) == expected
+    assert slow.most <= 2

@@ -167,13 +167,13 @@ def test_ffcv_ends_at_zero_and_grows_in_time(epochs: int, ramp: tuple[int, int])
     ]
     assert rates[20] == max(rates) == 1.7
     assert rates[-1] == 0 < rates[-2]
-    assert found.published.accuracy_max is not None
+    assert found.expected.accuracy_max is not None
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_the_band_holds_the_published_figure(path: Path) -> None:
     """Where a header states an accuracy of others, the band that training warns by holds it."""
-    band = load_recipe(path).published
+    band = load_recipe(path).expected
     text = path.read_text().split("# Expected:")[-1].split()
     if band.accuracy_min is None or band.accuracy_max is None:
         return

@@ -130,6 +130,8 @@ def test_sweep(store: S3Store) -> None:
     """What killed writers left here is removed; what lies deeper is not ours."""
     for name in ("b", "b", "c", "deeper/d"):
         client().create_multipart_upload(Bucket=BUCKET, Key=store.key(name))
+    store.sweep(lambda name: name == "c")
+    assert sorted(pending(store)) == [store.key(name) for name in ("b", "b", "deeper/d")]
     store.sweep()
     assert pending(store) == [store.key("deeper/d")]
     S3Store(f"{store.url}/deeper", endpoint=s3_endpoint()).sweep()

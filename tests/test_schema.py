@@ -77,7 +77,7 @@ def test_a_resolved_recipe_can_be_read_again(tmp_path: Path) -> None:
         ("optim: {lr: a lot}", "lr must be a number, auto or null, got 'a lot'"),
         ("schedule: {points: [[0, 1], [0, 2]]}", "rising epochs"),
         ("model: {name: resnet49}", "got 'resnet49', near: resnet"),
-        ("published: {accuracy_min: 76.1}", "must be in 0..1"),
+        ("expected: {accuracy_min: 76.1}", "must be in 0..1"),
         ("data: {format: tar}", "format must be one of shards, imagefolder, got 'tar'"),
         ("seed: -1", "seed must be in"),
         ("base: nowhere.yaml", "there is no recipe .*nowhere.yaml"),

@@ -69,7 +69,7 @@ def test_wandb_is_installed_where_it_is_missing(machine: Machine) -> None:
 def test_a_dry_run_prints_the_commands_and_runs_none(machine: Machine) -> None:
     """Without a terminal, a key and wandb."""
     machine.status["import"] = 1
-    done = machine.run("--dry-run")
+    done = machine.run("--dry_run")
     assert done.returncode == 0
     assert "pip install --quiet --constraint constraints.txt wandb" in done.stdout
     assert "-m wandb login --relogin --verify" in done.stdout

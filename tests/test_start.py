@@ -1,7 +1,12 @@
 """recipes/start.py: which checkpoint a run starts from, of its folder and of a second place."""
 
 import os
+import re
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +19,7 @@ from recipes.start import (
     INHERITED,
     Start,
     forget,
+    held,
     local_checkpoint,
     open_published,
     placeholder,
@@ -197,3 +203,46 @@ def test_a_checkpoint_for_a_moment(place: Place) -> None:
     assert not found.exists()
     with pytest.raises(UsageError, match="there is no checkpoint"), local_checkpoint("nowhere"):
         pass
+
+
+def test_two_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    """The second one waits a moment, and is told who is there; a killed one leaves nothing."""
+    warned: list[str] = []
+    (tmp_path / "checkpoints").mkdir()
+    for name in (".tmp-last.ckpt-abc", ".tmp-last.previous.ckpt-link", "last.ckpt", "mine"):
+        (tmp_path / "checkpoints" / name).touch()
+    with held(tmp_path, warn=warned.append):
+        assert sorted(os.listdir(tmp_path / "checkpoints")) == ["last.ckpt", "mine"]
+        here = re.escape(f"process {os.getpid()} on {socket.gethostname()} trains in {tmp_path}")
+        with (
+            pytest.raises(UsageError, match=f"^{here}; end it, or choose another folder"),
+            held(tmp_path, warn=warned.append, wait_s=0.3),
+        ):
+            pass
+    (line,) = warned
+    assert re.match(f"{here}; waiting up to 0.3 s", line)
+    with held(tmp_path, warn=warned.append):
+        pass
+    assert len(warned) == 1
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    """SIGKILL included; and while it lives its successor waits for it."""
+    program = (
+        "import signal, sys\n"
+        "from pathlib import Path\n"
+        "from recipes.start import held\n"
+        "with held(Path(sys.argv[1]), warn=print):\n"
+        "    print('held', flush=True)\n"
+        "    signal.pause()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with held(tmp_path, warn=lambda line: process.kill()):
+            assert process.wait(30) == -signal.SIGKILL

@@ -430,7 +430,7 @@ def test_an_accuracy_outside_the_recipes_band_is_a_warning(
     small_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of a whole run; a shortened one has no accuracy to compare."""
-    common = ["--config", str(small_recipe), "--epochs", "1", "published.accuracy_min=1.0"]
+    common = ["--config", str(small_recipe), "--epochs", "1", "expected.accuracy_min=1.0"]
     assert train_program.main([*common, "--run", str(tmp_path / "a")]) == 0
     assert "is below what the recipe gave others" in one_line(capsys.readouterr().err)
     short = [*common, "--run", str(tmp_path / "b"), "trainer.limit_train_batches=0.5"]

@@ -23,7 +23,7 @@ from loaders.loader import StreamingLoader
 from loaders.reader import ShardReader
 from loaders.workers import _ending
 from sharding.dataset import PackedSplit
-from sharding.errors import DataError
+from sharding.errors import DataError, UsageError
 from tests.make_shards import (
     GLOBAL_BATCH,
     STEPS,
@@ -328,6 +328,21 @@ def test_a_worker_without_files_is_the_systems_error(tmp_path: Path) -> None:
     begin(loader, 2)
     limit(loader, resource.RLIMIT_NOFILE, lambda _: 3)
     with pytest.raises(OSError, match=rf"^\[Errno {errno.EMFILE}\] Too many open files: '.*'$"):
+        run_on(loader)
+
+
+class Refused(ShardReader):
+    """A store whose keys have run out."""
+
+    def read(self, number: int) -> bytes:
+        """See Reader."""
+        raise UsageError("cannot read it: the keys have expired")
+
+
+def test_a_refusal_is_an_error_of_one_line() -> None:
+    """As an error of the data is."""
+    loader = make_loader(Refused(open_shards().split), workers=1)
+    with pytest.raises(UsageError, match=r"^cannot read it: the keys have expired$"):
         run_on(loader)
 
 

@@ -1,4 +1,4 @@
-"""model/tally.py: counts agree with a plain loop, on any number of ranks."""
+"""model/confusion.py: counts agree with a plain loop, on any number of ranks."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.tally import Tally
+from model.confusion import ConfusionMatrix
 
 CLASSES = 7
 
@@ -21,7 +21,9 @@ class Answers(nn.Module):
         return logits
 
 
-def tallied(batches: list[tuple[torch.Tensor, torch.Tensor]], world: int = 1) -> Tally:
+def confusion_of(
+    batches: list[tuple[torch.Tensor, torch.Tensor]], world: int = 1
+) -> ConfusionMatrix:
     """What rank 0 of `world` equal ranks counts."""
 
     def summed(counts: torch.Tensor, reduce_op: str) -> torch.Tensor:
@@ -30,15 +32,15 @@ def tallied(batches: list[tuple[torch.Tensor, torch.Tensor]], world: int = 1) ->
 
     trainer: Any = SimpleNamespace(strategy=SimpleNamespace(reduce=summed))
     module: Any = Answers()
-    tally = Tally(CLASSES)
+    matrix = ConfusionMatrix(CLASSES)
     for _ in range(2):  # the second validation begins at zero
-        tally.on_validation_epoch_start(trainer, module)
+        matrix.on_validation_epoch_start(trainer, module)
         for logits, labels in batches:
             module(logits)
-            tally.on_validation_batch_end(trainer, module, None, SimpleNamespace(labels=labels), 0)
-        tally.on_validation_epoch_end(trainer, module)
+            matrix.on_validation_batch_end(trainer, module, None, SimpleNamespace(labels=labels), 0)
+        matrix.on_validation_epoch_end(trainer, module)
     assert not module._forward_hooks
-    return tally
+    return matrix
 
 
 @pytest.mark.parametrize("world", [1, 3])
@@ -51,11 +53,11 @@ def test_counts_are_those_of_a_loop(world: int) -> None:
         for row, label in zip(logits, labels, strict=True):
             confusion[label, row.argmax()] += world
             top5[label] += world * int(label in row.argsort(descending=True)[:5])
-    tally = tallied(batches, world)
-    assert torch.equal(tally.confusion, confusion.long())
-    assert torch.equal(tally.top5, top5.long())
+    matrix = confusion_of(batches, world)
+    assert torch.equal(matrix.counts, confusion.long())
+    assert torch.equal(matrix.top5, top5.long())
 
 
 def test_a_rank_without_batches_counts_nothing() -> None:
     """It takes part in the sum with zeros."""
-    assert not tallied([]).confusion.any()
+    assert not confusion_of([]).counts.any()
