@@ -19,15 +19,10 @@ does nothing else: no reading, check, resize, or delivery.
 
 import argparse
 import contextlib
-import json
-import os
 import shutil
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,10 +40,10 @@ from scripts.bench_peers import (
     CONTENDERS,
     FORMATS,
     PREFETCH,
-    ROOT,
     SIZE,
     warm_up_batches,
 )
+from scripts.bench_process import MissingError, Runner, command, environment, run_to_end
 from scripts.bench_report import machine, progress, write_report
 from sharding.console import natural, positive
 from sharding.errors import DataError, UsageError, reports_errors
@@ -61,11 +56,6 @@ CLASSES = 10
 SYNTHETIC_SIZE = (500, 375)
 SYNTHETIC_BYTES = 110_000
 PAUSE_SECONDS = 0.5  # in which the workers of the last contender fill their queues
-TIMEOUT_SECONDS = 900
-
-
-class MissingError(Exception):
-    """Raised when a contender cannot take part; says why."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,75 +74,6 @@ class Round:
         return self.images / self.seconds
 
 
-class Runner:
-    """The process that a contender runs in; it and all that it started end with close()."""
-
-    def __init__(self, name: str, work: Path, batch: int) -> None:
-        """Raises MissingError if it does not start."""
-        self._log = work / f"{name}.log"
-        with self._log.open("w") as log:
-            self._process = subprocess.Popen(
-                peer_command(CONTENDERS[name].venv, "serve", name, str(work), str(batch)),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=peer_environment(),
-                cwd=work,
-                start_new_session=True,
-            )
-        self.facts = self._answer()
-
-    def run(self, workers: int, epoch: int) -> tuple[int, float]:
-        """Iterate one epoch: counted images, and their seconds. Raises MissingError if it dies."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            print(workers, epoch, file=self._process.stdin, flush=True)
-        answer = self._answer()
-        return answer["images"], answer["seconds"]
-
-    def close(self) -> None:
-        """End the process and all that it started."""
-        self._kill()
-        self._process.wait()
-
-    def _kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        timer = threading.Timer(TIMEOUT_SECONDS, self._kill)
-        timer.start()
-        try:
-            line = self._process.stdout.readline()
-        finally:
-            timer.cancel()
-        if not line:
-            self.close()
-            raise MissingError(last_line(self._log))
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-
-def peer_command(venv: str, *arguments: str) -> list[str]:
-    """The command that runs bench_peers in an interpreter of .bench/, or in the current one."""
-    python = ROOT / ".bench" / venv / "bin" / "python"
-    program = str(python) if venv and python.exists() else sys.executable
-    return [program, "-m", "scripts.bench_peers", *arguments]
-
-
-def peer_environment() -> dict[str, str]:
-    """One thread each where libraries would take all cores; our modules can be imported."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
-def last_line(log: Path) -> str:
-    """What an error in a child's log comes down to."""
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1].strip() if lines else "it ended without a word"
-
-
 def pack(name: str, work: Path) -> None:
     """Make the photos' format of this name, and what it is made of. Raises MissingError."""
     form = FORMATS[name]
@@ -160,19 +81,18 @@ def pack(name: str, work: Path) -> None:
         return
     if form.needs:
         pack(form.needs, work)
-    log = work / f"pack-{name}.log"
-    with log.open("w") as output:
-        status = subprocess.run(
-            peer_command(form.venv, "pack", name, str(work)),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=peer_environment(),
-            cwd=work,
-            check=False,
-        ).returncode
-    if status:
-        raise MissingError(last_line(log))
+    line = command("bench_peers", form.venv, "pack", name, str(work))
+    run_to_end(line, folder=work, log=work / f"pack-{name}.log")
+
+
+def start(name: str, work: Path, batch: int) -> Runner:
+    """A contender that is ready to iterate its packed photos. Raises MissingError."""
+    return Runner(
+        command("bench_peers", CONTENDERS[name].venv, "serve", name, str(work), str(batch)),
+        folder=work,
+        log=work / f"{name}.log",
+        environ=environment(),
+    )
 
 
 def synthetic_photos(folder: Path, count: int) -> Iterator[Path]:
@@ -238,10 +158,11 @@ def measure(
                 if form := CONTENDERS[name].format:
                     progress(f"pack {form}")
                     pack(form, work)
-                runners[name] = Runner(name, work, options.batch)
+                runners[name] = start(name, work, options.batch)
             progress(f"round {number} of {options.rounds}: {name}, {workers} workers")
             time.sleep(PAUSE_SECONDS)
-            images, seconds = runners[name].run(workers, number)
+            answer = runners[name].ask(workers, number)
+            images, seconds = answer["images"], answer["seconds"]
         except MissingError as error:
             missing[name] = str(error)
             rounds[:] = [other for other in rounds if other.contender != name]

@@ -26,12 +26,9 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -40,8 +37,8 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))  # where scripts.bench_peers is found
 
-from scripts.bench_loader import MissingError, last_line, peer_environment
-from scripts.bench_peers import ROOT, warm_up_batches
+from scripts.bench_peers import warm_up_batches
+from scripts.bench_process import MissingError, Runner, command, run_to_end
 from scripts.bench_report import machine, progress, write_report
 from scripts.bench_s3_peers import CONTENDERS, PEERS, Epoch, Task
 from scripts.bench_s3_server import (
@@ -65,70 +62,19 @@ MAY_WAIT = 0.05
 """Share of the time that workers may wait beyond what the wire makes them."""
 MAY_READ = 1.05
 """Times the data set that all nodes together may read in the first epoch."""
-TIMEOUT_SECONDS = 600
 
 
-class Runner:
-    """The process that a contender runs in; it and all that it started end with close()."""
-
-    def __init__(self, task: Task) -> None:
-        """Raises MissingError if it does not start."""
-        folder = Path(task.folder)
-        folder.mkdir()
-        self._log = folder.with_suffix(".log")
-        with self._log.open("w") as log:
-            self._process = subprocess.Popen(
-                command(CONTENDERS[task.contender].venv, "serve", json.dumps(asdict(task))),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=environment(task.endpoint),
-                cwd=folder,
-                start_new_session=True,
-            )
-        self.versions = self._answer()
-
-    def run(self, epoch: int) -> Epoch:
-        """Iterate an epoch. Raises MissingError if the process ends."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            print(epoch, file=self._process.stdin, flush=True)
-        return Epoch(**self._answer())
-
-    def close(self) -> None:
-        """End the process and all that it started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        timer = threading.Timer(TIMEOUT_SECONDS, self._process.kill)
-        timer.start()
-        try:
-            line = self._process.stdout.readline()
-        finally:
-            timer.cancel()
-        if not line:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(10)  # it may have to say why
-            self.close()
-            raise MissingError(last_line(self._log))
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-
-def command(venv: str, *arguments: str) -> list[str]:
-    """Run the contenders' file in an interpreter of .bench/, or this one. Raises MissingError."""
-    python = ROOT / ".bench" / venv / "bin" / "python" if venv else Path(sys.executable)
-    if not python.exists():
-        raise MissingError(f"scripts/bench_setup.sh {venv} installs it")
-    return [str(python), str(Path(__file__).with_name("bench_s3_peers.py")), *arguments]
+def start(task: Task) -> Runner:
+    """The process that a contender runs in. Raises MissingError if it does not start."""
+    folder = Path(task.folder)
+    folder.mkdir()
+    venv = CONTENDERS[task.contender].venv
+    return Runner(
+        command("bench_s3_peers", venv, "serve", json.dumps(asdict(task)), required=True),
+        folder=folder,
+        log=folder.with_suffix(".log"),
+        environ=environment(task.endpoint),
+    )
 
 
 # ----- the first part: all contenders
@@ -184,37 +130,28 @@ def pack_and_upload(name: str, work: Path, server: Server) -> None:
     contender = CONTENDERS[name]
     if contender.pack is None:
         return
-    log = work / f"pack-{name}.log"
     shard_bytes = max(path.stat().st_size for path in _tars(work))
-    with log.open("w") as output:
-        status = subprocess.run(
-            command(contender.venv, "pack", name, str(work), str(shard_bytes)),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=peer_environment(),
-            cwd=work,
-            check=False,
-        ).returncode
-    if status:
-        raise MissingError(last_line(log))
+    line = command(
+        "bench_s3_peers", contender.venv, "pack", name, str(work), str(shard_bytes), required=True
+    )
+    run_to_end(line, folder=work, log=work / f"pack-{name}.log")
     server.upload(work / name, f"{work.name}/{name}")
     shutil.rmtree(work / name)
 
 
 def measure(task: Task, server: Server) -> tuple[Round, dict[str, str]]:
     """Two epochs in a new process, and its versions."""
-    runner = Runner(task)
+    runner = start(task)
     try:
         cpu = server.cpu_seconds()
-        first = runner.run(0)
+        first = Epoch(**runner.ask(0))
         cpu = server.cpu_seconds() - cpu
         _wait_until_full(Path(task.folder))
-        second = runner.run(1)
+        second = Epoch(**runner.ask(1))
     finally:
         runner.close()
     return Round(contender=task.contender, first=first, second=second, server_cpu=cpu), (
-        runner.versions
+        runner.facts
     )
 
 
@@ -357,13 +294,13 @@ def measure_slow(nodes: int, number: int, work: Path, endpoint: str, options: An
                 rank=rank,
                 world=nodes,
             )
-            runner = Runner(task)
+            runner = start(task)
             try:
-                epochs.append(runner.run(0))
+                epochs.append(Epoch(**runner.ask(0)))
                 meter.settle()
                 read_bytes += sum(size for _, size in meter.sent)
                 before = meter.reads()
-                second_rates.append(runner.run(1).rate)
+                second_rates.append(Epoch(**runner.ask(1)).rate)
                 second_requests += meter.reads() - before
             finally:
                 runner.close()

@@ -9,7 +9,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scripts.bench_loader import make_photos, peer_environment
+from scripts import bench_process
+from scripts.bench_loader import make_photos
 from scripts.bench_peers import ROOT
 from sharding.errors import DataError
 from tests.fault_proxy import BUCKET, Fault, FaultProxy, Seen, s3_endpoint
@@ -20,7 +21,7 @@ QUIET_SECONDS = 1.0  # without a request: what was to be fetched has come
 def environment(endpoint: str) -> dict[str, str]:
     """Where a child finds the server: each library has its own variable for it."""
     region = os.environ.get("AWS_REGION", "us-east-1")
-    return peer_environment() | {
+    return bench_process.environment() | {
         "AWS_ENDPOINT_URL": endpoint,
         "S3_ENDPOINT_URL": endpoint,
         "AWS_REGION": region,

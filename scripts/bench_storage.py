@@ -30,8 +30,9 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))  # where scripts.bench_peers is found
 
-from scripts.bench_loader import make_photos, peer_environment
+from scripts.bench_loader import make_photos
 from scripts.bench_peers import PREFETCH, ROOT, SIZE, warm_up_batches
+from scripts.bench_process import environment
 from scripts.bench_report import machine, progress, write_report
 from sharding.console import positive
 from sharding.errors import DataError, UsageError, reports_errors
@@ -140,7 +141,7 @@ def measure(case: Case, work: Path, library: Path, *, workers: int, batch: int) 
             capture_output=True,
             text=True,
             timeout=TIMEOUT_SECONDS,
-            env=peer_environment() | slow_environment(library, data, case, work / "counts"),
+            env=environment() | slow_environment(library, data, case, work / "counts"),
             check=False,
         )
     except subprocess.TimeoutExpired as error:
