@@ -17,9 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
-import matplotlib as mpl
 import torch
 
 sys.path.append(str(Path(__file__).parents[1]))  # where scripts.view_logs is found
@@ -30,12 +28,10 @@ from loaders.order import Order, OrderConfig
 from loaders.reader import Reader
 from loaders.topology import Topology
 from recipes.schema import Recipe, load_recipe
-from scripts.view_logs import read_metrics
+from scripts.chaos_run import trace
+from scripts.view_logs import ACCURACY, LOSS, plot, read_metrics
 from sharding.dataset import PackedSplit
 from sharding.errors import reports_errors
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 
 DEMO = Path("demo")
 RECIPE = Path("recipes/demo.yaml")
@@ -165,9 +161,9 @@ def train_and_kill(command: list[str], *, at_step: int) -> None:
     """Start training, wait until the step's line is in the trace, kill the whole process group."""
     print(f"\n$ python {' '.join(command)}", flush=True)
     process = subprocess.Popen([sys.executable, *command], start_new_session=True)
-    trace = RUN / "samples-rank0.jsonl"
+    written = RUN / "samples-rank0.jsonl"
     try:
-        while not trace.exists() or trace.read_bytes().count(b"\n") <= at_step:
+        while not written.exists() or written.read_bytes().count(b"\n") <= at_step:
             if process.poll() is not None:
                 raise ChildProcessError(
                     f"training ended by itself with status {process.returncode}"
@@ -205,7 +201,7 @@ def order_config(recipe: Recipe) -> OrderConfig:
 def compare_order(recipe: Recipe) -> tuple[bool, int]:
     """Whether each step used the samples of an undisturbed run, and how many steps came twice."""
     used: dict[int, list[tuple[str, ...]]] = {}
-    lines = [read_trace(rank) for rank in range(recipe.trainer.devices)]
+    lines = [trace(RUN, rank) for rank in range(recipe.trainer.devices)]
     # Rank 0 wrote the lines of both runs. While there were two, rank 1's part belongs behind its.
     parts = [{line["step"]: line["keys"] for line in rank} for rank in lines[1:]]
     for line in lines[0]:
@@ -221,12 +217,6 @@ def compare_order(recipe: Recipe) -> tuple[bool, int]:
         for step, runs in used.items()
     )
     return right, sum(len(runs) - 1 for runs in used.values())
-
-
-def read_trace(rank: int) -> list[dict[str, Any]]:
-    """The lines that a rank wrote, whole ones only."""
-    text = (RUN / f"samples-rank{rank}.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def undisturbed_steps(recipe: Recipe) -> list[list[str]]:
@@ -249,19 +239,9 @@ def undisturbed_steps(recipe: Recipe) -> list[list[str]]:
 
 def plot_curves() -> Path:
     """Loss and accuracy over the steps of both runs, as a PNG."""
-    metrics = read_metrics(RUN)
-    figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
-    for axes, names, title in (
-        (losses, ("train/loss", "val/loss"), "loss"),
-        (accuracies, ("train/acc1", "val/acc1"), "top-1 accuracy"),
-    ):
-        for name in names:
-            curve = sorted(metrics[name].items())
-            style = {"marker": "o"} if name.startswith("val") else {"alpha": 0.6}
-            axes.plot(*zip(*curve, strict=True), label=name, **style)
+    figure = plot({"demo": read_metrics(RUN)}, (LOSS, ACCURACY))
+    for axes in figure.axes:
         axes.axvline(KILL_AT_STEP, color="grey", linestyle=":", label="killed, resumed")
-        axes.set(title=title, xlabel="optimizer step")
-        axes.grid(alpha=0.3)
         axes.legend()
     picture = DEMO / "curves.png"
     figure.savefig(picture, dpi=120)
