@@ -15,7 +15,6 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from loaders.datamodule import ImageNetData
 from loaders.decode import decoder_name
-from loaders.doctor import exit_status as doctors_status
 from model.classifier import Classifier, ImageBatch
 from model.elastic import UnfinishedStepError
 from model.guards import DivergedError
@@ -29,6 +28,7 @@ from model.published import Published
 from model.sharing import DisagreementError, agree
 from model.trainer import build_trainer
 from recipes.build import build_data, build_model, schedule_of
+from recipes.checks import exit_status as doctors_status
 from recipes.doctor import examine
 from recipes.options import train_options
 from recipes.record import RecipeRecord

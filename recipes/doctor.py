@@ -14,17 +14,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from loaders import doctor
 from loaders.augment import centre_crops
 from loaders.cache import SegmentCache
 from loaders.datamodule import ImageNetData
 from loaders.decode import DecodeError, decoder_name, get_decoder, image_size
-from loaders.doctor import Finding
 from loaders.machine import Machine, port_problem, this_machine, this_place
 from loaders.reader import OPEN_SHARDS, Reader, ShardReader
 from loaders.topology import Topology
 from model.networks import build_network
+from recipes import checks
 from recipes.build import build_data
+from recipes.checks import Finding
 from recipes.schema import Recipe
 from sharding.errors import EXIT_DATA, EXIT_USAGE, DataError, UsageError
 from sharding.manifest import MANIFEST_NAME
@@ -57,7 +57,7 @@ def examine(
     found = list(_store(recipe.data.root))
     yield from found
     data = None
-    if not doctor.exit_status(found):
+    if not checks.exit_status(found):
         try:
             data = build_data(recipe)
             yield from _data(recipe, data)
@@ -65,19 +65,19 @@ def examine(
             yield _failed("data", error)
     shards = max(len(data.train.counts), len(data.val.counts)) if data else OPEN_SHARDS
     trainer = recipe.trainer
-    load = doctor.load_of(
+    load = checks.load_of(
         recipe.data, ranks=trainer.devices, batch_size=trainer.batch_size, shards=shards
     )
-    yield doctor.check_cores(load, machine)
-    yield doctor.check_memory(load, machine)
-    yield doctor.check_files(load, machine)
+    yield checks.check_cores(load, machine)
+    yield checks.check_memory(load, machine)
+    yield checks.check_files(load, machine)
     if data is not None:
         yield from _cache(data)
     if run is not None:
         yield _run(recipe, run, classes=len(data.train.classes) if data else 1000)
         try:
             path = checkpoint()
-            yield doctor.ok("checkpoint", f"goes on from {path}" if path else "from scratch")
+            yield checks.ok("checkpoint", f"goes on from {path}" if path else "from scratch")
         except (DataError, UsageError, OSError) as error:
             yield _failed("checkpoint", error)
 
@@ -98,24 +98,24 @@ def checkpoint_bytes(recipe: Recipe, classes: int) -> int:
 def _machine(recipe: Recipe, machine: Machine, environ: Mapping[str, str]) -> Iterator[Finding]:
     """Devices, the way between nodes, and what has to be installed."""
     gpus = torch.cuda.device_count()
-    yield doctor.check_devices(
+    yield checks.check_devices(
         accelerator=recipe.trainer.accelerator,
         devices=recipe.trainer.devices,
         gpus=gpus,
         cuda=torch.version.cuda,
     )
-    yield doctor.check_shm(machine, gpus=min(gpus, recipe.trainer.devices))
+    yield checks.check_shm(machine, gpus=min(gpus, recipe.trainer.devices))
     host, port = environ.get("MASTER_ADDR", ""), environ.get("MASTER_PORT", "")
     if host and port and "TORCHELASTIC_RUN_ID" not in environ:  # torchrun's is in use, by itself
         yield _rendezvous(host, port)
-    yield doctor.check_decoder(decoder_name(recipe.data.decoder), decoder_name("pillow"))
+    yield checks.check_decoder(decoder_name(recipe.data.decoder), decoder_name("pillow"))
     wanted = {
         "wandb": recipe.logging.wandb,
         "tensorboard": recipe.logging.tensorboard,
         "matplotlib": recipe.optim.finds_lr,
     }
     for name in (name for name, is_wanted in wanted.items() if is_wanted):
-        yield doctor.check_package(
+        yield checks.check_package(
             name, there=find_spec(name) is not None, needed=name == "matplotlib"
         )
 
@@ -123,10 +123,10 @@ def _machine(recipe: Recipe, machine: Machine, environ: Mapping[str, str]) -> It
 def _rendezvous(host: str, port: str) -> Finding:
     remedy = "set MASTER_ADDR to the first node's name and MASTER_PORT to a free port of it"
     if not port.isdecimal() or not 0 < int(port) < 1 << 16:
-        return doctor.error("rendezvous", f"MASTER_PORT is {port!r}", remedy)
+        return checks.error("rendezvous", f"MASTER_PORT is {port!r}", remedy)
     if problem := port_problem(host, int(port)):
-        return doctor.error("rendezvous", problem, remedy)
-    return doctor.ok("rendezvous", f"{host}:{port}, as far as this node can tell")
+        return checks.error("rendezvous", problem, remedy)
+    return checks.ok("rendezvous", f"{host}:{port}, as far as this node can tell")
 
 
 def _store(root: str) -> Iterator[Finding]:
@@ -147,15 +147,15 @@ def _store(root: str) -> Iterator[Finding]:
         ended = time.time()
         read = len(store.read(MANIFEST_NAME))
     except FileNotFoundError as error:
-        yield doctor.error("store", f"{error}", "see data.root", EXIT_DATA)
+        yield checks.error("store", f"{error}", "see data.root", EXIT_DATA)
         return
     except (DataError, UsageError, OSError) as error:
         yield _failed("store", error)
         return
     said = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
     if said is not None:
-        yield doctor.check_clock((began + ended) / 2 - parsedate_to_datetime(said).timestamp())
-    yield doctor.ok(
+        yield checks.check_clock((began + ended) / 2 - parsedate_to_datetime(said).timestamp())
+    yield checks.ok(
         "store", f"{store.url}: listed in {ended - began:.2f} s, {read:,} bytes of manifest read"
     )
 
@@ -171,7 +171,7 @@ def _data(recipe: Recipe, data: ImageNetData) -> Iterator[Finding]:
         tried = sorted({0, samples // 2, samples - 1})
         for number in tried:
             _try_sample(reader, number, config.decoder, interpolation)
-        yield doctor.ok(
+        yield checks.ok(
             name,
             f"{samples:,} images of {len(reader.classes)} classes in {len(reader.counts):,} "
             f"shards, digest {reader.digest}; {len(tried)} read, checked and decoded",
@@ -183,7 +183,7 @@ def _data(recipe: Recipe, data: ImageNetData) -> Iterator[Finding]:
         repeats=config.repeats,
     )
     steps = data.steps(trainer.global_batch)
-    yield doctor.ok("steps", f"{steps:,} an epoch, of {trainer.global_batch} images")
+    yield checks.ok("steps", f"{steps:,} an epoch, of {trainer.global_batch} images")
 
 
 def _try_sample(reader: Reader, number: int, decoder: str, interpolation: str) -> None:
@@ -208,7 +208,7 @@ def _cache(data: ImageNetData) -> Iterator[Finding]:
     splits = [r.split for r in (data.train, data.val) if isinstance(r, ShardReader)]
     place = this_place(config.folder)
     caches = [] if place.problem else [SegmentCache(config.folder, split) for split in splits]
-    yield doctor.check_cache(
+    yield checks.check_cache(
         place,
         limit=config.limit,
         data=sum(shard.bytes for split in splits for shard in split.manifest.shards),
@@ -218,7 +218,7 @@ def _cache(data: ImageNetData) -> Iterator[Finding]:
 
 def _run(recipe: Recipe, run: Path, *, classes: int) -> Finding:
     """The run's folder, with room for its checkpoints."""
-    return doctor.check_run(
+    return checks.check_run(
         this_place(run),
         checkpoint=checkpoint_bytes(recipe, classes),
         copies=_COPIES + (_BEST_OF_AVERAGE if recipe.trainer.ema_decay else 0),
@@ -228,4 +228,4 @@ def _run(recipe: Recipe, run: Path, *, classes: int) -> Finding:
 
 def _failed(name: str, error: Exception) -> Finding:
     status = EXIT_DATA if isinstance(error, DataError) else EXIT_USAGE
-    return doctor.error(name, str(error), status=status)
+    return checks.error(name, str(error), status=status)

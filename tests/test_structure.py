@@ -19,10 +19,10 @@ PURE = (
     "sharding/urls.py",
     "loaders/augment.py",
     "loaders/demand.py",
-    "loaders/doctor.py",
     "loaders/order.py",
     "loaders/sizes.py",
     "model/schedule.py",
+    "recipes/checks.py",
 )
 
 

@@ -1,6 +1,6 @@
 """PURE: is there what a run needs? Facts of machine and recipe -> findings, each with its remedy.
 
-loaders/machine.py looks at the machine, recipes/doctor.py at a recipe.
+loaders/machine.py looks at the machine, doctor.py at a recipe.
 """
 
 from collections.abc import Iterable
