@@ -9,13 +9,7 @@ an epoch, waits until it asks nothing more of the server, and iterates another o
 from the delivery of batch K to that of the last (K = 2 x workers x prefetch + 2), "whole" from the
 moment the first batch is asked for.
 
-The second part, ours alone, puts a proxy before the server that lets all answers together take
---mb_per_s, for one node and for four (one after the other, each with its own cache and its part of
-the lanes). Of each image that is delivered after the first K batches:
-
-    wire time     its bytes / the proxy's rate: nothing is added for what is fetched twice
-    decode time   seconds that the workers spent on anything but waiting for bytes / workers
-    wait          seconds that the workers waited for bytes / workers / seconds in all
+The second part is bench_s3_slow.py's: ours alone, for one node and for four, behind a slow wire.
 
 A real epoch reads tens of shards in each lane, one after the other. So that this short one does so
 too, there are few lanes, a small window and small shards.
@@ -30,7 +24,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,16 +31,11 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1]))  # where scripts.bench_peers is found
 
 from scripts.bench_peers import warm_up_batches
-from scripts.bench_process import MissingError, Runner, command, run_to_end
+from scripts.bench_process import MissingError, command, run_to_end
 from scripts.bench_report import machine, progress, write_report
-from scripts.bench_s3_peers import CONTENDERS, PEERS, Epoch, Task
-from scripts.bench_s3_server import (
-    QUIET_SECONDS,
-    Meter,
-    Server,
-    environment,
-    make_shards,
-)
+from scripts.bench_s3_peers import CONTENDERS, PEERS, Epoch, Task, start
+from scripts.bench_s3_server import QUIET_SECONDS, Server, make_shards, tars
+from scripts.bench_s3_slow import NODES, Slow, measure_slow, slow_line
 from sharding.console import positive
 from sharding.errors import UsageError, reports_errors
 
@@ -57,27 +45,6 @@ EXAMPLE = """examples:
 """
 SHARDS = 24  # at least
 SHARD_IMAGES = 100  # at most; moto copies a whole shard for each range of it
-NODES = (1, 4)
-MAY_WAIT = 0.05
-"""Share of the time that workers may wait beyond what the wire makes them."""
-MAY_READ = 1.05
-"""Times the data set that all nodes together may read in the first epoch."""
-
-
-def start(task: Task) -> Runner:
-    """The process that a contender runs in. Raises MissingError if it does not start."""
-    folder = Path(task.folder)
-    folder.mkdir()
-    venv = CONTENDERS[task.contender].venv
-    return Runner(
-        command("bench_s3_peers", venv, "serve", json.dumps(asdict(task)), required=True),
-        folder=folder,
-        log=folder.with_suffix(".log"),
-        environ=environment(task.endpoint),
-    )
-
-
-# ----- the first part: all contenders
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +97,7 @@ def pack_and_upload(name: str, work: Path, server: Server) -> None:
     contender = CONTENDERS[name]
     if contender.pack is None:
         return
-    shard_bytes = max(path.stat().st_size for path in _tars(work))
+    shard_bytes = max(path.stat().st_size for path in tars(work))
     line = command(
         "bench_s3_peers", contender.venv, "pack", name, str(work), str(shard_bytes), required=True
     )
@@ -160,10 +127,6 @@ def _wait_until_full(folder: Path) -> None:
     size = -1
     while size != (size := sum(path.stat().st_size for path in _files(folder))):
         time.sleep(QUIET_SECONDS)
-
-
-def _tars(work: Path) -> list[Path]:
-    return sorted((work / "shards" / "train").glob("*.tar"))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -228,133 +191,6 @@ def table(rows: list[dict[str, Any]], missing: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-# ----- the second part: ours, on a slow wire
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Slow:
-    """An epoch through the limited wire on all nodes, one after the other, and the next one."""
-
-    nodes: int
-    epochs: list[Epoch]
-    """The first one of each node."""
-    workers: int
-    bytes_per_s: float
-    data_bytes: int
-    read_bytes: int
-    """From the server in the first epoch, until nothing more was asked for."""
-    second_requests: int
-    second_rates: list[float]
-
-    @property
-    def wire(self) -> float:
-        """Seconds."""
-        return sum(epoch.counters["read_bytes"] for epoch in self.epochs) / self.bytes_per_s
-
-    @property
-    def decode(self) -> float:
-        """Seconds."""
-        return sum(epoch.counters["decode_s"] for epoch in self.epochs) / self.workers
-
-    @property
-    def seconds(self) -> float:
-        """Of all nodes, one after the other."""
-        return sum(epoch.seconds for epoch in self.epochs)
-
-    @property
-    def wait(self) -> float:
-        """Share of the time that workers wait for bytes."""
-        return sum(e.counters["read_s"] for e in self.epochs) / self.workers / self.seconds
-
-    @property
-    def allowed(self) -> float:
-        """What that may be."""
-        return max(0.0, self.wire - self.decode) / self.seconds + MAY_WAIT
-
-    @property
-    def copies(self) -> float:
-        """Bytes that all nodes read in the first epoch, in sizes of the data set."""
-        return self.read_bytes / self.data_bytes
-
-
-def measure_slow(nodes: int, number: int, work: Path, endpoint: str, options: Any) -> Slow:
-    """One round. Raises MissingError if a process ends."""
-    epochs, second_rates, second_requests, read_bytes = [], [], 0, 0
-    rate = options.mb_per_s * 1e6
-    for rank in range(nodes):
-        meter = Meter(endpoint, bytes_per_s=rate)
-        with meter:
-            task = Task(
-                contender="ours",
-                endpoint=meter.url,
-                prefix=work.name,
-                folder=str(work / f"slow-{nodes}-{rank}-{number}"),
-                workers=options.workers,
-                batch=options.batch,
-                rank=rank,
-                world=nodes,
-            )
-            runner = start(task)
-            try:
-                epochs.append(Epoch(**runner.ask(0)))
-                meter.settle()
-                read_bytes += sum(size for _, size in meter.sent)
-                before = meter.reads()
-                second_rates.append(Epoch(**runner.ask(1)).rate)
-                second_requests += meter.reads() - before
-            finally:
-                runner.close()
-        shutil.rmtree(task.folder)
-    data_bytes = sum(path.stat().st_size for path in _tars(work))
-    return Slow(
-        nodes=nodes,
-        epochs=epochs,
-        workers=options.workers,
-        bytes_per_s=rate,
-        data_bytes=data_bytes,
-        read_bytes=read_bytes,
-        second_requests=second_requests,
-        second_rates=second_rates,
-    )
-
-
-def slow_line(nodes: int, each: list[Slow]) -> tuple[str, dict[str, str]]:
-    """What is to be said of the rounds with so many nodes, and what must hold of them."""
-
-    def middle(values: Iterable[float]) -> float:
-        return statistics.median(values)
-
-    images = sum(epoch.images for epoch in each[0].epochs)
-    wait, allowed = middle(s.wait for s in each), middle(s.allowed for s in each)
-    copies = middle(s.copies for s in each)
-    requests = max(s.second_requests for s in each)
-    who = f"{nodes} node{'s' * (nodes > 1)}"
-    line = (
-        f"{who}, {each[0].bytes_per_s / 1e6:g} MB/s: {images} images after the first batches in "
-        f"{middle(s.seconds for s in each):.2f} s; wire time {middle(s.wire for s in each):.2f} s, "
-        f"decode time {middle(s.decode for s in each):.2f} s; workers wait {wait:.1%} of it; then "
-        f"{middle(rate for s in each for rate in s.second_rates):,.0f} images/s in the second epoch"
-    )
-
-    def verdict(kept: bool, value: str) -> str:
-        return f"{'kept' if kept else 'missed'} ({value})"
-
-    return line, {
-        f"{who}: wait at most max(0, wire - decode) / seconds + {MAY_WAIT:.0%} = {allowed:.1%}": (
-            verdict(middle(s.wait - s.allowed for s in each) <= 0, f"{wait:.1%}")
-        ),
-        f"{who}: no request to the store in the second epoch": verdict(
-            requests == 0, str(requests)
-        ),
-        f"{who}: at most {MAY_READ} x the data set read in the first epoch": verdict(
-            copies <= MAY_READ, f"{copies:.3f} x"
-        ),
-    }
-
-
-# ----- all of it
-
-
 @reports_errors
 def main(arguments: list[str] | None = None) -> int:
     """Pack, upload, measure, print."""
@@ -365,7 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
         shards, sources = make_shards(
             options.images, work, options.count, shards=max(SHARDS, options.count // SHARD_IMAGES)
         )
-        names = [path.name for path in _tars(work)]
+        names = [path.name for path in tars(work)]
         (work / "tars.json").write_text(json.dumps(names))
         server = Server(options.endpoint)
         stack.callback(server.clear)

@@ -31,7 +31,8 @@ from scripts.bench_peers import (
     transform,
     warm_up_batches,
 )
-from scripts.bench_s3_server import wait_for_server
+from scripts.bench_process import Runner, command
+from scripts.bench_s3_server import environment, wait_for_server
 from tests.fault_proxy import BUCKET
 
 if TYPE_CHECKING:
@@ -288,6 +289,19 @@ def serve(task: Task) -> None:
     for line in sys.stdin:
         made = iterate(epochs(int(line)), counters, skip=skip)
         print(json.dumps(asdict(made)), file=answers, flush=True)
+
+
+def start(task: Task) -> Runner:
+    """The process that a contender runs in. Raises MissingError if it does not start."""
+    folder = Path(task.folder)
+    folder.mkdir()
+    venv = CONTENDERS[task.contender].venv
+    return Runner(
+        command("bench_s3_peers", venv, "serve", json.dumps(asdict(task)), required=True),
+        folder=folder,
+        log=folder.with_suffix(".log"),
+        environ=environment(task.endpoint),
+    )
 
 
 def main() -> None:

@@ -135,3 +135,8 @@ def wait_for_server() -> None:
     process = FROM_SERVER.Process(target=os.getpid)
     process.start()
     process.join()
+
+
+def tars(work: Path) -> list[Path]:
+    """Those that make_shards has made."""
+    return sorted((work / "shards" / "train").glob("*.tar"))

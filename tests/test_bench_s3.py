@@ -9,9 +9,10 @@ from PIL import Image
 
 from loaders.stats import Counters
 from scripts import bench_s3
-from scripts.bench_s3 import Round, Slow, fastest, slow_line, summarize, table
+from scripts.bench_s3 import Round, fastest, summarize, table
 from scripts.bench_s3_peers import Epoch
 from scripts.bench_s3_server import Meter, Server
+from scripts.bench_s3_slow import Slow, slow_line
 from sharding.s3 import S3Store
 from tests.fault_proxy import BUCKET
 
