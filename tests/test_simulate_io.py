@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from loaders.order import Order, OrderConfig
 from scripts import simulate_io
-from scripts.simulate_io import BINS, Cluster, Lustre, Misses, simulate
+from scripts.simulate_io import BINS, Lustre, simulate
+from scripts.simulate_nodes import Cluster, Misses, shard_opens
 from sharding.errors import UsageError
 
 some_cases = settings(deadline=None, max_examples=60)
@@ -219,8 +220,8 @@ def test_a_worker_opens_tar_and_index_of_each_shard_of_its_rank() -> None:
     """Rank 0 reads shards 0 (5 samples) and 1 (1), rank 1 shard 1 (3): with 4 workers 2(4+1+3)."""
     rank_of = np.array([0] * 6 + [1] * 3)
     shard_of = np.array([0] * 5 + [1] * 4)
-    assert simulate_io.shard_opens(rank_of, shard_of, 4) == 16
-    assert simulate_io.shard_opens(rank_of, shard_of, 1) == 6
+    assert shard_opens(rank_of, shard_of, 4) == 16
+    assert shard_opens(rank_of, shard_of, 1) == 6
 
 
 def test_manifests_folders_and_synthetic_data_are_planned(
