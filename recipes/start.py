@@ -11,7 +11,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,37 +51,45 @@ def held(run: Path, *, warn: Callable[[str], None], wait_s: float = _HELD_S) -> 
     process that is gone is free; on a file system without locks nothing is kept. Waits a while for
     a process that may be ending. Raises UsageError, which names it.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    new = not run.exists()
+    until, warned = time.monotonic() + wait_s, False
+    while (descriptor := _locked(run / LOCK)) is None:
+        holder = "another process"
+        with suppress(OSError):
+            holder = (run / LOCK).read_text() or holder
+        if time.monotonic() >= until:
+            raise UsageError(f"{holder} trains in {run}; end it, or choose another folder (--run)")
+        if not warned:
+            warn(f"{holder} trains in {run}; waiting up to {wait_s:g} s for its end")
+            warned = True
+        time.sleep(_LOOK_S)
     try:
-        until, warned = time.monotonic() + wait_s, False
-        while not _lock(descriptor):
-            holder = os.pread(descriptor, 500, 0).decode(errors="replace") or "another process"
-            if time.monotonic() >= until:
-                raise UsageError(
-                    f"{holder} trains in {run}; end it, or choose another folder (--run)"
-                )
-            if not warned:
-                warn(f"{holder} trains in {run}; waiting up to {wait_s:g} s for its end")
-                warned = True
-            time.sleep(_LOOK_S)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         LocalStore(run / "checkpoints").sweep(is_checkpoints)
         yield
     finally:
+        with suppress(OSError):
+            if new and os.listdir(run) == [LOCK]:  # a mistake, and nothing came of it
+                (run / LOCK).unlink()
+                run.rmdir()
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool:
-    """Lock the file; whether it is ours, or cannot be anybody's."""
+def _locked(path: Path) -> int | None:
+    """The file's descriptor, locked where the file system can; None while another one has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        if os.path.samestat(path.stat(), os.fstat(descriptor)):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):  # not found: its holder has just removed it
+        pass
     except OSError:
-        return True
-    return True
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def open_published(url: str) -> Published:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 from torchvision.ops import StochasticDepth
 
+import train as train_program
 from loaders.augment import AugmentConfig
 from loaders.datamodule import DataConfig, ImageNetData
 from loaders.pipeline import Batch
@@ -257,7 +259,8 @@ def train_and_kill(recipe: Path, run: Path, *options: str, at_line: int) -> None
         start_new_session=True,
     ) as process:
         while not trace.exists() or trace.read_bytes().count(b"\n") < at_line:
-            assert process.poll() is None, "training ended by itself"
+            with suppress(subprocess.TimeoutExpired):
+                pytest.fail(f"training ended by itself with status {process.wait(0.05)}")
         os.killpg(process.pid, signal.SIGKILL)
 
 
@@ -279,6 +282,12 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where undisturbed runs are; how many workers they have changes nothing."""
+    return tmp_path_factory.mktemp("wholes")
+
+
 @pytest.mark.parametrize(
     ("workers", "at_line", "options"),
     [
@@ -287,14 +296,21 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
         (2, 4, ["trainer.val_check_interval=0.5"]),  # of the validation behind step 3
     ],
 )
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # the copy of a folder goes on
 def test_killed_processes_resume(
-    small_recipe: Path, tmp_path: Path, workers: int, at_line: int, options: list[str]
+    small_recipe: Path,
+    wholes: Path,
+    tmp_path: Path,
+    workers: int,
+    at_line: int,
+    options: list[str],
 ) -> None:
     """Killed with SIGKILL, two processes go on with the same weights, one with the same order."""
     common = ["--num_workers", str(workers), *options]
     two = ["--devices", "2", "--batch_size", "4", *common]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    train(small_recipe, whole, *two)
+    whole, killed = wholes / "-".join(["run", *options]), tmp_path / "killed"
+    if not whole.exists():
+        train(small_recipe, whole, *two)
     expected = steps_of(whole, 2)
     assert sorted(expected) == list(range(2 * STEPS))
 
@@ -306,7 +322,8 @@ def test_killed_processes_resume(
     assert all(torch.equal(w, weights_of(whole)[name]) for name, w in weights_of(killed).items())
 
     (other / "samples-rank0.jsonl").unlink()
-    train(small_recipe, other, *common, "--resume", "auto")
+    alone_again = ["--config", str(small_recipe), "--run", str(other), *common, "--resume", "auto"]
+    assert train_program.main(alone_again) == 0
     alone = steps_of(other, 1)
     assert max(alone) == 2 * STEPS - 1
     assert 0 < min(alone) < at_line

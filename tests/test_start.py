@@ -226,6 +226,18 @@ def test_two_do_not_train_in_one_folder(tmp_path: Path) -> None:
     assert len(warned) == 1
 
 
+def test_where_nothing_was_done_nothing_is_left(tmp_path: Path) -> None:
+    """A mistake in the command makes no folder; one that was there stays."""
+    with held(tmp_path / "run", warn=print):
+        pass
+    assert not (tmp_path / "run").exists()
+    with held(tmp_path / "run", warn=print):
+        (tmp_path / "run" / "log").touch()
+    with held(tmp_path / "run", warn=print):
+        (tmp_path / "run" / "log").unlink()
+    assert (tmp_path / "run").exists()
+
+
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     """SIGKILL included; and while it lives its successor waits for it."""
     program = (

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 import eval as eval_program
+import shard
 import train as train_program
 from sharding.s3 import S3Store
 from tests.fault_proxy import BUCKET, s3_endpoint
@@ -216,30 +217,37 @@ def test_imagefolder_trains_the_same_weights(
     assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
 
 
-def test_training_from_s3(small_shards: Path, small_recipe: Path, tmp_path: Path) -> None:
+def test_training_from_s3(
+    small_shards: Path,
+    small_recipe: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The same recipe from S3, with a cache: sample for sample, and the same losses to the bit."""
     remote = f"s3://{BUCKET}/{tmp_path.name}"
-    environment = {"AWS_ENDPOINT_URL": s3_endpoint()}
-    copied = run("shard.py", "copy", small_shards, remote, **environment)
-    assert copied.returncode == 0, copied.stderr
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint())
+    assert shard.main(["copy", str(small_shards), remote]) == 0
     traces, losses = [], []
     for name, root in (("local", small_shards), ("again", remote)):
-        done = run(
-            "train.py", "--config", small_recipe, "--run", tmp_path / name, f"data.root={root}",
-            "data.num_workers=2", f"data.cache_dir={tmp_path / name / 'cache'}", **environment,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        arguments = [
+            *("--config", str(small_recipe), "--run", str(tmp_path / name), f"data.root={root}"),
+            *("data.num_workers=2", f"data.cache_dir={tmp_path / name / 'cache'}"),
+        ]
+        assert train_program.main(arguments) == 0
         traces.append((tmp_path / name / "samples-rank0.jsonl").read_text())
         with (tmp_path / name / "csv" / "version_0" / "metrics.csv").open() as stream:
             losses.append([row["train/loss"] for row in csv.DictReader(stream)])
     assert traces[0] == traces[1]
     assert losses[0] == losses[1]
-    evaluated = run(
-        "eval.py", "--config", small_recipe, f"data.root={remote}",
-        "--checkpoint", tmp_path / "again/checkpoints/last.ckpt", "--json",
-        f"data.cache_dir={tmp_path / 'again/cache'}", **environment,
-    )  # fmt: skip
-    assert json.loads(evaluated.stdout.splitlines()[-1])["images"] == 13
+    capsys.readouterr()
+    arguments = [
+        *("--config", str(small_recipe), f"data.root={remote}", "--json"),
+        *("--checkpoint", str(tmp_path / "again/checkpoints/last.ckpt")),
+        f"data.cache_dir={tmp_path / 'again/cache'}",
+    ]
+    assert eval_program.main(arguments) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["images"] == 13
     assert len(list((tmp_path / "again/cache").iterdir())) == 2  # train and val
 
 
