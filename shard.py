@@ -23,7 +23,7 @@ EXAMPLES = """examples:
   srun python shard.py pack /fsx/imagenet /fsx/shards --part slurm
   python shard.py seal /fsx/imagenet /fsx/shards
   python shard.py index '/data/cc-{000..127}.tar' /data/cc-index
-  python shard.py verify /data/imagenet-shards --sample 5%%
+  python shard.py verify /data/imagenet-shards --sample 5%
   python shard.py copy s3://bucket/imagenet /fsx/imagenet-shards
   python shard.py unpack /data/imagenet-shards /data/imagenet-again
   python shard.py info /data/imagenet-shards

@@ -33,7 +33,7 @@ from recipes.doctor import examine
 from recipes.options import train_options
 from recipes.record import RecipeRecord
 from recipes.schema import Recipe, as_dict, load_recipe
-from recipes.start import Start, forget, held, open_published, placeholder, start_of
+from recipes.start import HELD_S, Start, forget, held, open_published, placeholder, start_of
 from sharding.errors import (
     EXIT_USAGE,
     DataError,
@@ -57,7 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _plot_lr(recipe, options.plot_lr)
     if run is None or options.find_lr or _rank():
         return _train(recipe, run, options)
-    with held(run, warn=_warn):
+    # A new run would be refused there in any case; one that goes on may follow its own end.
+    with held(run, warn=_warn, wait_s=HELD_S if options.resume else 0):
         return _train(recipe, run, options)
 
 

@@ -42,7 +42,7 @@ class EpochSummary(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         """Epoch, step and metrics, on rank 0."""
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
         names = ("train/loss", "val/loss", "val/acc1", "val/acc5", "val_ema/acc1")
         metrics = trainer.callback_metrics

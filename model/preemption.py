@@ -34,7 +34,7 @@ class PreemptedError(Exception):
 
     def __init__(self, step: int, *, saved: bool) -> None:
         what = f"preempted and saved at step {step}" if saved else "preempted before the first step"
-        super().__init__(f"{what}; start the same command again")
+        super().__init__(f"{what}; the same command with --resume auto goes on")
 
 
 class Preemption(Checkpoint):

@@ -26,6 +26,8 @@ from model.schedule import ScheduleConfig
 from model.trainer import TrainerConfig
 from sharding.errors import UsageError
 
+_RECIPES = Path(__file__).parent
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -97,7 +99,10 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text())
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise UsageError(f"there is no recipe {path}") from error
+        known = {one.stem: one for place in (_RECIPES, path.parent) for one in place.glob("*.yaml")}
+        near = difflib.get_close_matches(path.stem, known, 1)
+        advice = f"; did you mean {known[near[0]]}?" if near else ""
+        raise UsageError(f"there is no recipe {path}{advice}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

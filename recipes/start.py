@@ -24,7 +24,7 @@ from sharding.store import LocalStore, atomic_file, open_store
 
 FETCHED = "fetched.ckpt"
 LOCK = ".lock"
-_HELD_S = 30.0
+HELD_S = 30.0
 """A run that was told to end takes some seconds."""
 _LOOK_S = 0.2
 INHERITED = "SHARDSTREAM_START"
@@ -44,7 +44,7 @@ ANEW = Start(None, "")
 
 
 @contextmanager
-def held(run: Path, *, warn: Callable[[str], None], wait_s: float = _HELD_S) -> Iterator[None]:
+def held(run: Path, *, warn: Callable[[str], None], wait_s: float = HELD_S) -> Iterator[None]:
     """Keep a run's folder for this process, and remove what a killed one left half-written.
 
     Two that train in one folder would tear each other's checkpoints. The lock is flock's: that of a

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -178,6 +179,7 @@ def _jobs(options: argparse.Namespace) -> Iterator[tuple[Job, int]]:
             "has class folders, which are its labels"
         )
     for split, folder in splits.items():
+        _apart(folder, f"{destination}/{split}")
         if split == "val":
             classes = _agreed(classes, _packed_classes(destination), destination)
         class_of = None
@@ -190,6 +192,13 @@ def _jobs(options: argparse.Namespace) -> Iterator[tuple[Job, int]]:
         store = open_store(f"{destination}/{split}")
         job = Job(listing=listing, store=store, split=split, packing=packing, rules=rules)
         yield job, listing.ignored
+
+
+def _apart(images: Path, shards: str) -> None:
+    """Raise UsageError if the shards would lie among the images."""
+    place = Path(shards).resolve()
+    if "://" not in shards and images.resolve() in (place, *place.parents):
+        raise UsageError(f"{shards} lies in {images}, among the images; choose another folder")
 
 
 def _destination(options: argparse.Namespace) -> str:

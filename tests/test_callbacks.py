@@ -16,6 +16,7 @@ def trainer(seen: int = 13, **attributes: Any) -> Any:
     """What the callbacks look at of a trainer after a validation."""
     values = {
         "sanity_checking": False,
+        "state": SimpleNamespace(fn="fit"),
         "fast_dev_run": False,
         "limit_val_batches": 1.0,
         "overfit_batches": 0,
@@ -59,6 +60,7 @@ def test_the_summary_is_one_line_of_rank_0(capsys: pytest.CaptureFixture[str]) -
     summary: Any = EpochSummary()
     summary.on_validation_end(trainer(), None)
     summary.on_validation_end(trainer(is_global_zero=False), None)
+    summary.on_validation_end(trainer(state=SimpleNamespace(fn="validate")), None)  # eval.py
     assert capsys.readouterr().out == "epoch 3, step 70: val/acc1 0.5000\n"
 
 

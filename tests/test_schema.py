@@ -81,6 +81,7 @@ def test_a_resolved_recipe_can_be_read_again(tmp_path: Path) -> None:
         ("data: {format: tar}", "format must be one of shards, imagefolder, got 'tar'"),
         ("seed: -1", "seed must be in"),
         ("base: nowhere.yaml", "there is no recipe .*nowhere.yaml"),
+        ("base: cifar.yaml", "no recipe .*cifar.yaml; did you mean .*recipes/cifar10.yaml"),
         ("base: recipe.yaml", "each other's base"),
         ("- a list", "is no recipe"),
         ("a: [", "is no YAML"),

@@ -212,6 +212,8 @@ def test_bad_manifest(call: Call, line: str, damage: Callable[[], None], message
         ("info nothing", {}, 3, "nothing holds no packed data set"),
         ("verify in", {}, 3, "in holds no packed data set"),
         ("verify pipe://cat", {}, 2, "cannot open 'pipe://cat"),
+        ("pack in in", {}, 2, "in/train lies in in/train, among the images; choose another"),
+        ("pack in in/train/out", {}, 2, "in/train/out/train lies in in/train, among the images"),
         ("locate out --epoch 0 --step 4 --global_batch 6", {}, 2, "has 4 steps, 0 to 3"),
         (
             "locate out --epoch 0 --step 0 --global_batch 6 --world 4",
