@@ -71,8 +71,11 @@ def check_identity(state: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
     for name, value in mine.items():
         found = state.get(name, _BEFORE.get(name))
         if found != value:
+            remedy = (
+                f"--global_batch_size {found} goes on with it; " if name == "global_batch" else ""
+            )
             raise UsageError(
-                f"cannot resume: the checkpoint's {name} is {found}, this run's is "
-                f"{value}. Resume with the same data, seed, lanes, window, repeats and global "
-                "batch, or start a new run."
+                f"cannot resume: the checkpoint's {name} is {found}, this run's is {value}; "
+                f"{remedy}resume with the same data, seed, lanes, window, repeats and global "
+                "batch, or start a new run"
             )

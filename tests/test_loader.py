@@ -160,7 +160,7 @@ def test_another_run_is_refused(name: str, there: Any, options: dict[str, Any]) 
     state = make_loader().state_dict()
     other = make_loader(**options)
     here = other.state_dict()[name]
-    message = f"cannot resume: the checkpoint's {name} is {there}, this run's is {here}."
+    message = f"cannot resume: the checkpoint's {name} is {there}, this run's is {here}; "
     with pytest.raises(UsageError, match=re.escape(message)):
         other.load_state_dict(state)
     assert other.state_dict()["position"] == 0

@@ -158,7 +158,7 @@ def test_each_mistake_is_one_line(
     [
         ("seed=5", "seed is 0, this run's is 5"),
         ("data.lanes=3", "lanes is 4, this run's is 3"),
-        ("trainer.batch_size=4", "global_batch is 8, this run's is 4"),
+        ("trainer.batch_size=4", "this run's is 4; --global_batch_size 8 goes on with it; resume"),
         ("data.format=imagefolder", "digest is"),
     ],
 )
