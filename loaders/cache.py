@@ -158,7 +158,7 @@ class SegmentCache:
         facts = self.split.manifest.shards[shard]
         path = self.folder / f"{facts.index_xxh128}.npy"
         with self._one_at_a_time(path.name):
-            with suppress(OSError, DataError):
+            with suppress(OSError, DataError):  # none, another user's, damaged: the store has it
                 return SampleIndex.from_bytes(path.read_bytes(), shard=facts, where=str(path))
             index = self.split.read_index(shard)
             with suppress(OSError), atomic_file(path) as stream:  # a full disk stops nobody
@@ -184,7 +184,7 @@ class SegmentCache:
                 time.sleep(_LOOK_SECONDS)
             yield
         finally:
-            with suppress(OSError):
+            with suppress(OSError):  # one who did not wait for us has removed it
                 path.unlink()  # who waits for it finds what we made
             os.close(descriptor)
 

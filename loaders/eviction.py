@@ -37,7 +37,7 @@ class Cached(NamedTuple):
 def scan(folder: Path) -> list[Cached]:
     """All files of the cache in this folder, of whatever data set, and no others."""
     found = []
-    with suppress(OSError):
+    with suppress(OSError):  # no cache yet, or another user's
         for data_set in folder.iterdir():
             if _DATA_SET.fullmatch(data_set.name):
                 found += _scan_data_set(data_set)
@@ -46,10 +46,11 @@ def scan(folder: Path) -> list[Cached]:
 
 def _scan_data_set(folder: Path) -> list[Cached]:
     found = []
+    # Gone meanwhile, a file, or another user's: then there is nothing here that we could delete.
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if _OURS.fullmatch(entry.name):
-                with suppress(OSError):
+                with suppress(OSError):  # gone meanwhile
                     facts = entry.stat(follow_symlinks=False)
                     found.append(Cached(facts.st_mtime, facts.st_size, Path(entry.path)))
     return found
@@ -58,7 +59,7 @@ def _scan_data_set(folder: Path) -> list[Cached]:
 def claim(paths: Iterable[Path]) -> None:
     """Say that these files are wanted; those that are gone are passed over."""
     for path in paths:
-        with suppress(OSError):
+        with suppress(OSError):  # gone, or another user's, whose process claims it
             os.utime(path)
 
 

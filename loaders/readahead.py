@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from queue import SimpleQueue
 from typing import TypeVar
@@ -60,10 +61,14 @@ class ReadAhead:
                 if self._slow:
                     read = _Begun(numbers.tolist(), self._timed)
                     begun.append(read)
-                    self._in_threads(read.work, min(self._threads, len(numbers)))
+                    try:
+                        self._in_threads(read.work, min(self._threads, len(numbers)))
+                    except OSError as error:
+                        read.fail(error)
                 else:
                     for opening in self._reader.unopened(numbers):
-                        self._in_threads(opening)
+                        with suppress(OSError):  # then it is opened when it is read
+                            self._in_threads(opening)
                 if number == 0 and not self._slow:  # by which the speed gets known
                     yield planned, read
                     continue
@@ -111,6 +116,10 @@ class _Begun:
         self._todo = deque(dict.fromkeys(numbers))
         self._coming: SimpleQueue[tuple[int, bytes | Exception]] = SimpleQueue()
         self._came: dict[int, bytes | Exception] = {}
+
+    def fail(self, error: OSError) -> None:
+        """Nobody reads them: say so where the first one is asked for."""
+        self._came.update(dict.fromkeys(self._todo, error))
 
     def leave(self) -> None:
         """Begin no more of them."""

@@ -85,7 +85,7 @@ class Opened(Generic[T]):
 
     def __call__(self, shard: int) -> T:
         """What open_one made of the shard. Raises what that raises, and asks it again next time."""
-        with suppress(KeyError):
+        with suppress(KeyError):  # `in` and [] are two steps, between which it may be closed
             return self._found[shard]
         with self._lock:
             opening = self._opening.setdefault(shard, threading.Lock())

@@ -55,7 +55,7 @@ def held(run: Path, *, warn: Callable[[str], None], wait_s: float = HELD_S) -> I
     until, warned = time.monotonic() + wait_s, False
     while (descriptor := _locked(run / LOCK)) is None:
         holder = "another process"
-        with suppress(OSError):
+        with suppress(OSError):  # it has just ended, and removed its note
             holder = (run / LOCK).read_text() or holder
         if time.monotonic() >= until:
             raise UsageError(f"{holder} trains in {run}; end it, or choose another folder (--run)")
@@ -69,7 +69,7 @@ def held(run: Path, *, warn: Callable[[str], None], wait_s: float = HELD_S) -> I
         LocalStore(run / "checkpoints").sweep(is_checkpoints)
         yield
     finally:
-        with suppress(OSError):
+        with suppress(OSError):  # what cannot be removed is in nobody's way
             if new and os.listdir(run) == [LOCK]:  # a mistake, and nothing came of it
                 (run / LOCK).unlink()
                 run.rmdir()

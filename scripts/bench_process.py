@@ -78,7 +78,7 @@ class Runner:
     def ask(self, *words: object) -> dict[str, Any]:
         """What it answers. Raises MissingError if it ends, or takes too long."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(BrokenPipeError):  # it has ended: that no answer comes tells why
             print(*words, file=self._process.stdin, flush=True)
         return self._answer()
 
@@ -88,11 +88,11 @@ class Runner:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
-            with contextlib.suppress(BrokenPipeError):
+            with contextlib.suppress(BrokenPipeError):  # a line that it never read
                 pipe.close()
 
     def _kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def _answer(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from sharding.s3_client import Service
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, ListMultipartUploadsOutputTypeDef
 
 T = TypeVar("T")
 
@@ -50,10 +50,9 @@ def sweep(
 
     ours: whether an object of this name, without the prefix, is among what may be removed.
     """
-    place = {"Bucket": bucket, "Prefix": prefix}
     after: dict[str, str] = {}
     while True:
-        page = service.ask(what, lambda s3: s3.list_multipart_uploads(**place, **after))  # type: ignore[arg-type]  # noqa: B023
+        page = _listed(service, what, Bucket=bucket, Prefix=prefix, **after)
         for upload in page.get("Uploads", []):
             name = upload["Key"].removeprefix(prefix)
             if "/" not in name and ours(name):
@@ -62,6 +61,13 @@ def sweep(
         if not page.get("IsTruncated") or not key or not upload_id:
             return
         after = {"KeyMarker": key, "UploadIdMarker": upload_id}
+
+
+def _listed(service: Service, what: str, **place: str) -> "ListMultipartUploadsOutputTypeDef":
+    return service.ask(
+        what,
+        lambda s3: s3.list_multipart_uploads(**place),  # type: ignore[arg-type]  # a TypedDict's
+    )
 
 
 class _Upload(io.RawIOBase):

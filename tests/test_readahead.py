@@ -187,3 +187,20 @@ def test_without_a_single_thread_there_is_a_remedy_and_with_one_it_goes_on(
     slow = Slow(seconds=0.002, remote=True)
     assert run(slow) == expected
     assert slow.most <= 2
+
+
+def test_an_error_of_the_first_thread_comes_with_its_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As those of reads do, so that a worker hands it on; the batches go on behind it."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    reader = Slow(seconds=0, remote=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        batches = ReadAhead(reader).batches(map(np.array, [[0, 1], [2]]), lambda numbers: numbers)
+        for numbers, read in batches:
+            with pytest.raises(OSError, match="can't start new thread; raise"):
+                read(int(numbers[0]))
