@@ -30,6 +30,7 @@ from sharding.errors import EXIT_DATA, EXIT_USAGE, DataError, UsageError
 from sharding.manifest import MANIFEST_NAME
 from sharding.retry import RetryPolicy
 from sharding.store import open_store
+from sharding.unpacked import unpacked
 
 # Checkpoints of a run: the last and the one before, the best three, the one that is being written.
 _COPIES = 2 + 3 + 1
@@ -147,7 +148,7 @@ def _store(root: str) -> Iterator[Finding]:
         ended = time.time()
         read = len(store.read(MANIFEST_NAME))
     except FileNotFoundError as error:
-        yield checks.error("store", f"{error}", "see data.root", EXIT_DATA)
+        yield checks.error("store", str(error), unpacked(store.url), EXIT_DATA)
         return
     except (DataError, UsageError, OSError) as error:
         yield _failed("store", error)

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 from sharding.errors import DataError
 from sharding.index import SampleIndex
+from sharding.layouts import SPLITS
 from sharding.manifest import MANIFEST_NAME, Manifest
 from sharding.store import Blob, Store, locate, open_store
+from sharding.unpacked import unpacked
 
 _REMEDY = "copy it again from where it was packed, or pack again"
 
@@ -24,10 +26,7 @@ class PackedSplit:
         try:
             text = store.read(MANIFEST_NAME)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise DataError(
-                f"{url} has no {MANIFEST_NAME}: it is no packed data set, or its packing was not "
-                "finished (start the same pack command again)"
-            ) from error
+            raise DataError(f"{url} has no {MANIFEST_NAME}: {unpacked(url)}") from error
         return cls(
             store=store, manifest=Manifest.from_json(text, where=f"{store.url}/{MANIFEST_NAME}")
         )
@@ -100,12 +99,12 @@ def open_splits(url: str) -> dict[str, PackedSplit]:
     folder = url.rstrip("/")
     found = {
         name: PackedSplit.open(f"{folder}/{name}")
-        for name in ("train", "val")
+        for name in SPLITS
         if MANIFEST_NAME in open_store(f"{folder}/{name}").sizes()
     }
     if not found:
         raise DataError(
-            f"{url} holds no packed data set: there is no {MANIFEST_NAME} in it, in its train/ or "
-            "in its val/ (a packing that was killed is finished by the same pack command)"
+            f"{url} holds no packed data set, no {MANIFEST_NAME} in it, in its train/ or in its "
+            f"val/: {unpacked(url)}"
         )
     return found

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sharding.errors import DataError, UsageError
+from sharding.manifest import MANIFEST_NAME
 
 EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".webp"])
 
@@ -74,7 +75,10 @@ def scan(
     elif top.folders:
         ignored += len(top.images)
     else:
-        raise UsageError(f"{root} has no class folders; an ImageFolder is SRC/<class>/<image>")
+        packed = ", it is packed" if (root / MANIFEST_NAME).exists() else ""
+        raise UsageError(
+            f"{root} has no class folders{packed}; an ImageFolder is SRC/<class>/<image>"
+        )
     names = sorted(flat or top.folders)
     order = tuple(names if classes is None else classes)
     label_of = {name: label for label, name in enumerate(order)}

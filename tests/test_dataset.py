@@ -77,13 +77,6 @@ def test_unfinished_copies(
             find()
 
 
-@pytest.mark.parametrize("name", ["", "nothing", "source/a/a_0.JPEG"])
-def test_no_manifest(split: PackedSplit, tmp_path: Path, name: str) -> None:
-    """A folder without a manifest is no data set, and the error says how to finish it."""
-    with pytest.raises(DataError, match=r"has no manifest\.json: .*start the same pack command"):
-        PackedSplit.open(str(tmp_path / name))
-
-
 def test_splits_of_a_data_set(split: PackedSplit, tmp_path: Path) -> None:
     """A URL is a split's, or that of the folder of train/ and val/; the unfinished do not count."""
     manifest = {MANIFEST_NAME: split.manifest.to_json().encode()}

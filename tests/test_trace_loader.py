@@ -98,7 +98,7 @@ def test_program(options: str, status: int, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("folder", "options", "status", "message"),
     [
-        ("nothing", "", 3, "has no manifest.json: it is no packed data set"),
+        ("nothing", "", 3, "nothing/train has no manifest.json: there is no such folder"),
         ("images", "", 3, "images/train has no manifest.json"),
         ("nothing", "--format imagefolder", 2, "is no folder; give an ImageFolder"),
         ("shards", "--world 2 --accumulate 4", 2, "not divisible by 2 processes x 4"),
