@@ -1,18 +1,16 @@
-"""Callbacks of our own: the check that validation was exact, and the trace of samples."""
+"""Callbacks of our own: validation was exact, lines for logs, how the data came, the samples."""
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import lightning
-import torch
 
+from model.classifier import ImageBatch
 
-class NumberedBatch(Protocol):
-    """A batch that knows which samples it holds: their numbers in the data set, (N,) int64."""
-
-    numbers: torch.Tensor
+PROGRESS_S = 30.0
 
 
 class ExactValidation(lightning.Callback):
@@ -35,19 +33,80 @@ class ExactValidation(lightning.Callback):
             raise RuntimeError(f"validation saw {seen} images, the split has {self._samples}")
 
 
-class EpochSummary(lightning.Callback):
-    """Prints one line for each validation, for logs that are no terminal."""
+class ProgressLines(lightning.Callback):
+    """What a progress bar would show, for logs that are no terminal; on rank 0.
+
+    A line every so many seconds, and one for each validation.
+    """
+
+    def __init__(
+        self, every_s: float = PROGRESS_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._every_s = every_s
+        self._clock = clock
+        self._since = 0.0
+        self._images = 0
+
+    def on_train_epoch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Begin to count."""
+        self._begin()
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: ImageBatch,
+        batch_idx: int,
+    ) -> None:
+        """How far the epoch is, how fast, when it ends at this speed; the step's loss."""
+        self._images += len(batch.labels) * trainer.world_size
+        spent = self._clock() - self._since
+        # The loss is on the device, and is waited for no more often than a line is written.
+        if spent < self._every_s or not trainer.is_global_zero:
+            return
+        rate, done, batches = self._images / spent, batch_idx + 1, int(trainer.num_training_batches)
+        left_s = (batches - done) * len(batch.labels) * trainer.world_size / rate
+        print(
+            f"epoch {trainer.current_epoch}, {done / batches:.0%} (step {trainer.global_step}): "
+            f"{rate:,.0f} images/s, {_duration(left_s)} left of the epoch"
+            + _listed(", ", trainer, ("train/loss",)),
+            flush=True,
+        )
+        self._begin()
 
     def on_validation_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
-        """Epoch, step and metrics, on rank 0."""
+        """Epoch, step and metrics."""
+        self._begin()  # validation is no training
         if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
         names = ("train/loss", "val/loss", "val/acc1", "val/acc5", "val_ema/acc1")
-        metrics = trainer.callback_metrics
-        values = ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
-        print(f"epoch {trainer.current_epoch}, step {trainer.global_step}: {values}", flush=True)
+        print(
+            f"epoch {trainer.current_epoch}, step {trainer.global_step}"
+            + _listed(": ", trainer, names),
+            flush=True,
+        )
+
+    def _begin(self) -> None:
+        self._since, self._images = self._clock(), 0
+
+
+def _listed(separator: str, trainer: lightning.Trainer, names: Sequence[str]) -> str:
+    """Those of the metrics that there are."""
+    metrics = trainer.callback_metrics
+    values = ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
+    return values and separator + values
+
+
+def _duration(seconds: float) -> str:
+    """A time for people: '40 s', '12 min', '2.5 h'."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
 class MeteredLoader(Protocol):
@@ -92,7 +151,7 @@ class SampleTrace(lightning.Callback):
         self,
         trainer: lightning.Trainer,
         pl_module: lightning.LightningModule,
-        batch: NumberedBatch,
+        batch: ImageBatch,
         batch_idx: int,
     ) -> None:
         """Write the line before the step, so that a step that was begun is never missing."""

@@ -34,6 +34,11 @@ class ImageBatch(Protocol):
         """(N,) int64."""
         ...
 
+    @property
+    def numbers(self) -> torch.Tensor:
+        """(N,) int64: which samples of the data set they are."""
+        ...
+
 
 class Score(nn.Module):
     """Loss and accuracy as sums over all samples of all ranks."""

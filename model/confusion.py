@@ -1,15 +1,11 @@
 """Which class was taken for which, over a whole validation and all its processes."""
 
-from typing import Any, Protocol
+from typing import Any
 
 import lightning
 import torch
 
-
-class LabelledBatch(Protocol):
-    """A batch with labels (N,) int64."""
-
-    labels: torch.Tensor
+from model.classifier import ImageBatch
 
 
 class ConfusionMatrix(lightning.Callback):
@@ -36,7 +32,7 @@ class ConfusionMatrix(lightning.Callback):
         trainer: lightning.Trainer,
         pl_module: lightning.LightningModule,
         outputs: Any,
-        batch: LabelledBatch,
+        batch: ImageBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:

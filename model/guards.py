@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import lightning
 import torch
 
-from model.callbacks import NumberedBatch
+from model.classifier import ImageBatch
 
 _NEVER = 1 << 62
 _NAMED = 8  # keys in the error's one line; the report has all
@@ -74,7 +74,7 @@ class DivergenceGuard(lightning.Callback):
         trainer: lightning.Trainer,
         pl_module: lightning.LightningModule,
         outputs: Any,
-        batch: NumberedBatch,
+        batch: ImageBatch,
         batch_idx: int,
     ) -> None:
         """Look at the loss without waiting for it."""

@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+
+from model.classifier import ImageBatch
 
 # W&B's own limits are 90 s, and none at all.
 _WANDB_INIT_S = 60.0
@@ -145,12 +147,6 @@ def _wandb_id(run: Path) -> str:
     return path.read_text().strip()
 
 
-class LabelledBatch(Protocol):
-    """A batch that knows how many images it holds: labels (N,)."""
-
-    labels: torch.Tensor
-
-
 class DeviceMetrics(lightning.Callback):
     """Logs rank 0's speed and, on a GPU, memory and utilization, each log_every_n_steps steps.
 
@@ -185,7 +181,7 @@ class DeviceMetrics(lightning.Callback):
         trainer: lightning.Trainer,
         pl_module: lightning.LightningModule,
         outputs: Any,
-        batch: LabelledBatch,
+        batch: ImageBatch,
         batch_idx: int,
     ) -> None:
         """Log where Lightning writes the step's metrics."""

@@ -18,7 +18,7 @@ from lightning.pytorch.profilers import (
 )
 
 from model.averaging import MovingAverage
-from model.callbacks import DataMetrics, EpochSummary, ExactValidation, SampleTrace
+from model.callbacks import DataMetrics, ExactValidation, ProgressLines, SampleTrace
 from model.catchup import MissedValidation
 from model.checkpoint import AtomicCheckpointIO, AtomicFile
 from model.elastic import ElasticResume, batches_per_step, whole_steps
@@ -201,7 +201,7 @@ def build_trainer(
             MovingAverage(decay=config.ema_decay, every_n_steps=config.ema_every_n_steps)
         )
     if not on_terminal:
-        callbacks.append(EpochSummary())
+        callbacks.append(ProgressLines())
     if run is not None:
         callbacks += checkpoint_callbacks(
             run / "checkpoints",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from loaders.pipeline import Batch
-from model.callbacks import EpochSummary, ExactValidation, SampleTrace
+from model.callbacks import ExactValidation, ProgressLines, SampleTrace
 
 
 def trainer(seen: int = 13, **attributes: Any) -> Any:
@@ -55,13 +55,40 @@ def test_a_validation_that_is_not_meant_to_be_whole_is_not_checked(
     check.on_validation_end(trainer(2, **attributes), None)
 
 
-def test_the_summary_is_one_line_of_rank_0(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_validation_is_one_line_of_rank_0(capsys: pytest.CaptureFixture[str]) -> None:
     """Epoch, step and the metrics there are."""
-    summary: Any = EpochSummary()
-    summary.on_validation_end(trainer(), None)
-    summary.on_validation_end(trainer(is_global_zero=False), None)
-    summary.on_validation_end(trainer(state=SimpleNamespace(fn="validate")), None)  # eval.py
+    lines: Any = ProgressLines()
+    lines.on_validation_end(trainer(), None)
+    lines.on_validation_end(trainer(is_global_zero=False), None)
+    lines.on_validation_end(trainer(state=SimpleNamespace(fn="validate")), None)  # eval.py
     assert capsys.readouterr().out == "epoch 3, step 70: val/acc1 0.5000\n"
+
+
+@pytest.mark.parametrize(
+    ("batches", "done", "left"),
+    [(8, "50%", "12 s"), (100, "4%", "5 min"), (400, "1%", "20 min"), (9000, "0%", "7.5 h")],
+)
+def test_long_epochs_are_heard_of(
+    batches: int, done: str, left: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line when the time is up: share done, images/s of all ranks, what is left."""
+    now = 100.0
+    lines: Any = ProgressLines(every_s=10, clock=lambda: now)
+    batch = Batch(torch.zeros(0), torch.zeros(32), torch.zeros(32))
+    loss = {"train/loss": torch.tensor(2.5)}
+    for first in (True, False):
+        state = trainer(
+            world_size=2,
+            num_training_batches=batches,
+            callback_metrics=loss,
+            is_global_zero=first,
+        )
+        lines.on_train_epoch_start(state, None)
+        for index in range(6):  # the fourth ends after 12 s: 256 images
+            lines.on_train_batch_end(state, None, None, batch, index)
+            now += 4
+    expected = f"epoch 3, {done} (step 70): 21 images/s, {left} left of the epoch"
+    assert capsys.readouterr().out == f"{expected}, train/loss 2.5000\n"
 
 
 def test_the_trace_grows_by_a_line_a_batch(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, TQDMPr
 from lightning.pytorch.strategies import DDPStrategy
 
 from model.averaging import MovingAverage
-from model.callbacks import EpochSummary
+from model.callbacks import ProgressLines
 from model.checkpoint import AtomicCheckpointIO
 from model.guards import DivergenceGuard
 from model.saving import TimedCheckpoint
@@ -95,9 +95,9 @@ def test_what_the_recipe_switches_on_is_there(tmp_path: Path) -> None:
 
 def test_on_a_terminal_there_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rich's where it is installed; elsewhere a line for each epoch."""
-    assert EpochSummary in kinds()
+    assert ProgressLines in kinds()
     monkeypatch.setattr("model.trainer.sys.stdout.isatty", lambda: True, raising=False)
-    assert EpochSummary not in kinds()
+    assert ProgressLines not in kinds()
     bar = RichProgressBar if find_spec("rich") else TQDMProgressBar
     assert bar in kinds()
 
