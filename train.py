@@ -101,13 +101,15 @@ def _train(recipe: Recipe, run: Path | None, options: argparse.Namespace) -> int
         f"global batch {recipe.trainer.global_batch}, peak learning rate "
         f"{'to be found' if recipe.optim.finds_lr else format(rate, 'g')}, "
         f"{decoder_name(recipe.data.decoder)}, "
-        + (f"resumed from {start.where or 'another rank'}" if checkpoint else "from scratch")
+        + (f"resuming from {start.where or 'another rank'}" if checkpoint else "from scratch")
     )
     if run is not None and not options.find_lr:
         _write_recipe(recipe, run)
     status = _fit(trainer, model, data, checkpoint)
     if status is not None:
         return status
+    if checkpoint and not trainer.callback_metrics:
+        _say(f"nothing to do: {start.where} ends {recipe.trainer.epochs} epochs; see --epochs")
     complaint = recipe.expected.complaint(trainer.callback_metrics)
     if complaint is not None and recipe.trainer.runs_in_full:
         _warn(complaint)

@@ -126,8 +126,11 @@ class ImageNetData(lightning.LightningDataModule):
         The loader's state says the same, but Lightning leaves it out when a checkpoint was made at
         an epoch's end.
         """
-        topology = self._topology()
-        return run_identity(self.train, self._order, topology.global_batch, topology.repeats)
+        return self.identity(self._topology().global_batch)
+
+    def identity(self, global_batch: int) -> dict[str, Any]:
+        """The same for a run of another, or no, trainer."""
+        return run_identity(self.train, self._order, global_batch, self.config.repeats)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raise UsageError if the checkpoint is of another data set, order or global batch."""

@@ -20,7 +20,7 @@ from loaders.datamodule import ImageNetData
 from loaders.decode import DecodeError, decoder_name, get_decoder, image_size
 from loaders.machine import Machine, port_problem, this_machine, this_place
 from loaders.reader import OPEN_SHARDS, Reader, ShardReader
-from loaders.topology import Topology
+from loaders.topology import Topology, check_identity
 from model.networks import build_network
 from recipes import checks
 from recipes.build import build_data
@@ -77,8 +77,7 @@ def examine(
     if run is not None:
         yield _run(recipe, run, classes=len(data.train.classes) if data else 1000)
         try:
-            path = checkpoint()
-            yield checks.ok("checkpoint", f"goes on from {path}" if path else "from scratch")
+            yield _checkpoint(checkpoint(), recipe, data)
         except (DataError, UsageError, OSError) as error:
             yield _failed("checkpoint", error)
 
@@ -224,6 +223,19 @@ def _run(recipe: Recipe, run: Path, *, classes: int) -> Finding:
         checkpoint=checkpoint_bytes(recipe, classes),
         copies=_COPIES + (_BEST_OF_AVERAGE if recipe.trainer.ema_decay else 0),
         present=sum(path.stat().st_size for path in (run / "checkpoints").glob("*.ckpt")),
+    )
+
+
+def _checkpoint(path: Path | None, recipe: Recipe, data: ImageNetData | None) -> Finding:
+    """Where the run would start; raises UsageError where the checkpoint is another run's."""
+    if path is None:
+        return checks.ok("checkpoint", "from scratch")
+    state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    if data is not None:
+        mine = data.identity(recipe.trainer.global_batch)
+        check_identity(state.get(type(data).__qualname__, mine), mine)  # as Lightning names it
+    return checks.ok(
+        "checkpoint", f"goes on from {path}, epoch {state['epoch']}, step {state['global_step']}"
     )
 
 

@@ -391,7 +391,7 @@ def test_two_machines_train_are_preempted_and_go_on(
     more = (f"--port={free_port()}", "--epochs", str(epochs))
     status, out, errors = machine.run(MULTI, *line, *more)
     assert status == 0, errors
-    assert "resumed from" in out
+    assert "resuming from" in out
     for rank in range(2):
         text = (run / f"samples-rank{rank}.jsonl").read_text()
         steps = [json.loads(each)["step"] for each in text.splitlines()]

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -96,6 +97,24 @@ def test_a_run_is_not_overwritten(
     assert train_program.main([*again, "--resume", "auto", "--epochs", "3"]) == 0
     last = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 18
+    capsys.readouterr()
+    assert train_program.main([*again, "--resume", "auto", "--epochs", "3"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        f"nothing to do: {trained}/checkpoints/last.ckpt ends 3 epochs; see --epochs"
+    ]
+
+
+def test_the_doctor_looks_into_the_checkpoint(
+    trained: Path, small_recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says where the run goes on, and that another global batch, or seed, cannot."""
+    examine = ["--config", str(small_recipe), "--run", str(trained), "--doctor", "--resume", "auto"]
+    assert train_program.main(examine) == 0
+    assert "last.ckpt, epoch 1, step 12" in capsys.readouterr().out.splitlines()[-1]
+    for other, name in (("trainer.batch_size=4", "global_batch is 8"), ("seed=9", "seed is ")):
+        assert train_program.main([*examine, other]) == 2
+        found = capsys.readouterr().out.splitlines()[-1]
+        assert re.match(f"error +checkpoint +cannot resume: the checkpoint's {name}", found)
 
 
 def test_a_corrupt_byte_ends_the_run_with_the_samples_name(
@@ -274,7 +293,7 @@ def test_checkpoints_on_s3_outlive_the_disk(
     assert f"{url} holds a run already; go on with it" in one_line(capsys.readouterr().err)
     assert train_program.main([*again, "--resume", "auto"]) == 0
     shown = capsys.readouterr()
-    assert f"resumed from {url}/last.ckpt" in shown.out
+    assert f"resuming from {url}/last.ckpt" in shown.out
     assert "another recipe: trainer.epochs 1 -> 2;" in one_line(shown.err)
     lasts = [
         torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True)
@@ -319,7 +338,7 @@ def test_a_broken_checkpoint_is_passed_over(
     shown = capsys.readouterr()
     assert "warning: " in shown.err
     assert "going on from" in shown.err
-    assert "resumed from" in shown.out
+    assert "resuming from" in shown.out
     assert torch.load(last, weights_only=True)["global_step"] == 18
 
 

@@ -133,7 +133,7 @@ def test_a_job_that_is_preempted_twice_ends_as_one_that_was_not(
     assert job.facts()["Restarts"] == "2"
     assert first < STEPS
     log = job.log.read_text()
-    assert len(re.findall("resumed from", log)) == 2
+    assert len(re.findall("resuming from", log)) == 2
     assert "queued again" in log
     assert "Traceback" not in log
 
