@@ -12,9 +12,9 @@ from pathlib import Path
 from loaders.order import Order, OrderConfig
 from sharding.arguments import add_pack, add_workers
 from sharding.commands import main_copy, main_index, main_pack, main_seal, main_unpack, main_verify
-from sharding.console import natural, positive, share
+from sharding.console import natural, picture, positive, share
 from sharding.dataset import PackedSplit, open_splits
-from sharding.errors import UsageError, reports_errors
+from sharding.errors import EXIT_USAGE, UsageError, reports_errors
 from sharding.info import MOST_SHARDS, main_info
 
 EXAMPLES = """examples:
@@ -96,7 +96,7 @@ def main_preview(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe) if options.recipe else Recipe()
     split = _training_split(options.destination)
     notes = ["Mixup and cutmix, which mix whole images on the device, are not shown."]
-    picture = draw_preview(
+    sheet = draw_preview(
         split,
         recipe.data,
         title=f"{split.store.url}, {options.recipe or 'default options'}",
@@ -106,8 +106,8 @@ def main_preview(options: argparse.Namespace) -> int:
         notes=notes if recipe.mix.mixes else [],
     )
     options.picture.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(options.picture, "PNG")
-    print(f"{options.picture}: {picture.width} x {picture.height} pixels")
+    sheet.save(options.picture, "PNG")
+    print(f"{options.picture}: {sheet.width} x {sheet.height} pixels")
     return 0
 
 
@@ -189,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("preview", main_preview, "draw samples, and what training makes of them")
     sub.add_argument("destination", metavar="DST")
-    sub.add_argument("picture", type=Path, metavar="PNG")
+    sub.add_argument("picture", type=picture, metavar="PNG")
     sub.add_argument(
         "--samples", type=positive, default=8, metavar="N", help="the epoch's first (default 8)"
     )
@@ -230,7 +230,11 @@ def _add_order(sub: argparse.ArgumentParser) -> None:
 @reports_errors
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; see reports_errors for the exit status."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    if not (sys.argv[1:] if arguments is None else arguments):
+        parser.print_help(sys.stderr)
+        return EXIT_USAGE
+    options = parser.parse_args(arguments)
     if options.s3_endpoint:
         os.environ["AWS_ENDPOINT_URL"] = options.s3_endpoint  # where botocore looks for it, too
     status: int = options.run(options)

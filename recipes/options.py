@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from sharding.console import picture
+
 EXAMPLES = """examples:
   python train.py --config recipes/demo.yaml
   python train.py --config recipes/base.yaml data.root=/fsx/imagenet-shards --devices 8
@@ -59,7 +61,7 @@ def train_options(description: str | None, arguments: list[str] | None) -> argpa
         "--find_lr", action="store_true", help="find a learning rate, and do not train"
     )
     parser.add_argument(
-        "--plot_lr", type=Path, metavar="PNG", help="draw the schedule, and do not train"
+        "--plot_lr", type=picture, metavar="PNG", help="draw the schedule, and do not train"
     )
     parser.add_argument(
         "--doctor", action="store_true", help="check what the run needs here, and do not train"

@@ -45,7 +45,7 @@ from scripts.bench_peers import (
 )
 from scripts.bench_process import MissingError, Runner, command, environment, run_to_end
 from scripts.bench_report import machine, progress, write_report
-from sharding.console import natural, positive
+from sharding.console import natural, picture, positive
 from sharding.errors import DataError, UsageError, reports_errors
 
 EXAMPLE = """examples:
@@ -235,7 +235,7 @@ def table(rows: list[dict[str, Any]], missing: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-def plot(rows: list[dict[str, Any]], path: str) -> None:
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Horizontal bars, the lines on them from the slowest to the fastest round."""
     import matplotlib as mpl  # noqa: PLC0415 (an extra)
 
@@ -352,7 +352,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=positive, default=64, metavar="N", help="default 64")
     parser.add_argument("--work", metavar="DIR", help="an empty folder (default: temporary)")
     parser.add_argument("--json", metavar="OUT", help="write all rounds and versions here")
-    parser.add_argument("--plot", metavar="OUT.png", help="draw the table here")
+    parser.add_argument("--plot", type=picture, metavar="PNG", help="draw the table here")
     return parser.parse_args(arguments)
 
 

@@ -568,6 +568,8 @@ def serve(name: str, work: Path, batch: int) -> None:
 
 def main() -> None:
     """Pack or serve; bench_loader.py reads the last line of stderr where that fails."""
+    if len(sys.argv) < 4:
+        sys.exit(__doc__)
     action, name, work = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     if action == "pack":
         FORMATS[name].pack(work, work / name)

@@ -306,6 +306,8 @@ def start(task: Task) -> Runner:
 
 def main() -> None:
     """Serve TASK, or pack CONTENDER WORK SHARD_BYTES."""
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     what, name, *more = sys.argv[1:]
     if what == "serve":
         serve(Task(**json.loads(name)))

@@ -34,7 +34,7 @@ from scripts.bench_loader import make_photos
 from scripts.bench_peers import PREFETCH, ROOT, SIZE, warm_up_batches
 from scripts.bench_process import environment
 from scripts.bench_report import machine, progress, write_report
-from sharding.console import positive
+from sharding.console import picture, positive
 from sharding.errors import DataError, UsageError, reports_errors
 
 EXAMPLE = """example:
@@ -291,7 +291,7 @@ def tables(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def plot(rows: list[Row], path: str) -> None:
+def plot(rows: list[Row], path: Path) -> None:
     """Images a second over the delay of opens; dashed with slow reads."""
     import matplotlib as mpl  # noqa: PLC0415  (an extra)
 
@@ -461,7 +461,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=positive, default=64, metavar="N", help="default 64")
     parser.add_argument("--work", metavar="DIR", help="an empty folder (default: temporary)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all rounds here")
-    parser.add_argument("--plot", metavar="OUT.png", help="draw the tables here")
+    parser.add_argument("--plot", type=picture, metavar="PNG", help="draw the tables here")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)  # what a process is told
     return parser.parse_args(arguments)
 

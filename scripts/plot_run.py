@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1]))
 
 from scripts.view_logs import ACCURACY, DATA, LOSS, RATE, draw, read_metrics
+from sharding.console import picture
 from sharding.errors import UsageError, reports_errors
 
 EXAMPLES = """examples:
@@ -36,7 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder")
     parser.add_argument(
-        "--out", type=Path, metavar="PNG", help="the sheet (default: curves.png in the first run)"
+        "--out",
+        type=picture,
+        metavar="PNG",
+        help="the sheet (default: curves.png in the first run)",
     )
     options = parser.parse_args(arguments)
     runs = dict(zip(run_names(options.runs), map(read_metrics, options.runs), strict=True))

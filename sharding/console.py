@@ -3,12 +3,15 @@
 import argparse
 import os
 import re
+from pathlib import Path
 
 from tqdm import tqdm
 
 from sharding.manifest import Shard
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SURELY_NO_BYTES = 1000
+"""A smaller number without a unit is a slip: it would make a shard of each image."""
 
 
 def byte_size(text: str) -> int:
@@ -17,6 +20,10 @@ def byte_size(text: str) -> int:
     unit = match[2] if match and match[2] != "B" else ""
     if not match or unit not in _UNITS:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write for example 256MB or 64MiB")
+    if not match[2] and 0 < float(match[1]) < _SURELY_NO_BYTES:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no size without a unit; write {text}MB or, if bytes are meant, {text}B"
+        )
     size = float(match[1]) * _UNITS[unit]
     if size >= 1 << 63:
         raise argparse.ArgumentTypeError(f"{text!r} is more than any file can hold")
@@ -35,6 +42,13 @@ def natural(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is no integer of at least 0")
     return int(text)
+
+
+def picture(text: str) -> Path:
+    """The path of a picture that is made: a PNG."""
+    if not text.lower().endswith(".png"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a PNG; let it end with .png")
+    return Path(text)
 
 
 def share(text: str) -> float:

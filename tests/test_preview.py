@@ -106,12 +106,12 @@ def test_the_command(
 ) -> None:
     """A PNG, whatever its name; the same for the same seed; of the recipe's seed and size."""
     shards = data_set() / "shards"
-    made = preview(shards, tmp_path / "new" / "sheet", "--recipe", str(small_recipe))
-    with Image.open(tmp_path / "new" / "sheet") as picture:
+    made = preview(shards, tmp_path / "new" / "sheet.png", "--recipe", str(small_recipe))
+    with Image.open(tmp_path / "new" / "sheet.png") as picture:
         assert picture.format == "PNG"
         size = f"{picture.width} x {picture.height} pixels"
         assert picture.width > EPOCHS * 128  # the recipe's 8 pixels, enlarged
-    assert capsys.readouterr().out == f"{tmp_path}/new/sheet: {size}\n"
+    assert capsys.readouterr().out == f"{tmp_path}/new/sheet.png: {size}\n"
     again = preview(shards, tmp_path / "again.png", "--recipe", str(small_recipe), "--seed", "0")
     assert made == again
     for option in ("--seed", "--epoch"):

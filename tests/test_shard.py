@@ -238,10 +238,12 @@ def test_bad_input(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("", "the following arguments are required: COMMAND"),
+        ("", "locate /data/imagenet-shards"),
         ("unpick out", "invalid choice: 'unpick'"),
         ("pack in", "required: DST"),
         ("pack in new --shard_size 12parsecs", "'12parsecs' is no size"),
+        ("pack in new --shard_size 300", "300MB or, if bytes are meant, 300B"),
+        ("preview out sheet.jpg", "'sheet.jpg' is no name of a PNG"),
         ("pack in new --workers 0", "'0' is no positive integer"),
         ("pack in new --max_samples 1.5", "'1.5' is no positive integer"),
         ("pack in new --seed=-1", "'-1' is no integer of at least 0"),
@@ -252,7 +254,7 @@ def test_bad_input(
     ids=itertools.count(),
 )
 def test_wrong_usage(call: Call, line: str, message: str) -> None:
-    """A command line that cannot be read gives the usage, one error and status 2."""
+    """A command line that cannot be read gives the usage, an error and status 2; none: help."""
     status, out, err = call(line)
     assert (status, out, err[:7]) == (2, "", "usage: ")
     assert message in err.splitlines()[-1]
