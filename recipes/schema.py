@@ -7,11 +7,12 @@ import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from loaders.datamodule import DataConfig
@@ -60,6 +61,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     a value of the wrong type or out of range.
     """
     merged = OmegaConf.structured(Recipe)
+    states = []
     for source, values in [*_with_parents(path), *map(_override, overrides)]:
         _check_keys(values, Recipe, source)
         try:
@@ -69,10 +71,12 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             raise UsageError(
                 f"{source}: {str(error).splitlines()[0]} ({error.full_key})"
             ) from error
+        assert isinstance(merged, DictConfig)
+        states.append((source, merged))
     try:
         recipe = OmegaConf.to_object(merged)
     except (ValueError, TypeError) as error:
-        raise UsageError(f"{path}: {error}") from error
+        raise UsageError(_blame(states)) from error
     assert isinstance(recipe, Recipe)
     return recipe
 
@@ -80,6 +84,31 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 def as_dict(recipe: Recipe) -> dict[str, Any]:
     """Plain values, for YAML and for checkpoints."""
     return dataclasses.asdict(recipe)
+
+
+def _blame(states: Sequence[tuple[str, DictConfig]]) -> str:
+    """What is wrong with the merged values, after the source that made it so.
+
+    states: each source, with the values merged up to it. They need not fit before the last.
+    """
+    complaint = _complaints(states[-1][1])[0]
+    guilty = takewhile(lambda state: complaint in _complaints(state[1]), reversed(states))
+    *_, (source, _) = guilty
+    return f"{source}: {complaint}"
+
+
+def _complaints(values: DictConfig, name: str = "") -> list[str]:
+    """What each section says of its values, after its name; not of what holds such a one."""
+    found: list[str] = []
+    for key, value in values.items():
+        if isinstance(value, DictConfig):
+            found += _complaints(value, f"{name}{'.' * bool(name)}{key!s}")
+    if not found:
+        try:
+            OmegaConf.to_object(values)
+        except (ValueError, TypeError) as error:
+            found = [f"{name}: {error}" if name else str(error)]
+    return found
 
 
 def _with_parents(path: Path) -> list[tuple[str, dict[str, Any]]]:

@@ -109,3 +109,28 @@ def test_a_bad_override_is_named(override: str, message: str) -> None:
     """The error quotes what was typed."""
     with pytest.raises(UsageError, match=message):
         load_recipe(RECIPES[0], [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.epochs=0", "optim.lr=0.1"], "^trainer.epochs=0: trainer: epochs must be"),
+        (["optim.lr=0.1", "seed=-1"], "^seed=-1: seed must be in"),
+        (["data.augment.crop_scale=[1, 0]"], r"^data.augment.crop_scale=.*: data.augment: "),
+        (["data.val_size=64", "seed=3"], "^data.val_size=64: data: sizes must be"),
+        (["optim.lr=0.1"], "child.yaml: trainer: epochs must be at least 1, got -2$"),
+    ],
+)
+def test_who_made_a_value_bad_is_blamed(tmp_path: Path, overrides: list[str], message: str) -> None:
+    """The source with which the section went bad, be it a recipe, its parent or an override.
+
+    A parent may be incomplete: the child's val_resize makes the sizes fit.
+    """
+    child = "base: parent.yaml\ndata: {val_resize: 48}\ntrainer: {epochs: %d}"
+    path = write(
+        tmp_path,
+        child=child % (-2 if message.startswith("child") else 2),
+        parent="data: {val_size: 40, val_resize: 32, train_size: 32}",
+    )
+    with pytest.raises(UsageError, match=message):
+        load_recipe(path, overrides)
