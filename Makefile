@@ -16,8 +16,8 @@ setup: .venv/ready ## make .venv (about 3 minutes)
 demo: .venv/ready ## pack, train, be killed, resume and evaluate on real images, without a GPU (2 minutes)
 	$(PYTHON) scripts/demo.py
 
-test: .venv/ready ## run the tests, two files at a time
-	$(PYTHON) -m pytest -q -n 2 --dist loadfile
+test: .venv/ready ## run the tests, two at a time
+	$(PYTHON) -m pytest -q -n 2 --dist worksteal
 
 test-slow: .venv/ready ## run the tests that take minutes each: many kills, resumed on other numbers of processes
 	$(PYTHON) -m pytest -q -m slow --timeout 2400
@@ -48,7 +48,7 @@ docs: .venv/ready ## run the commands of README.md and docs/03_getting_started.m
 	$(PYTHON) scripts/run_docs.py
 
 coverage: .venv/ready ## run the tests, and show the lines that none of them runs
-	$(PYTHON) -m pytest -q --cov --cov-report=term-missing:skip-covered
+	$(PYTHON) -m pytest -q -n 2 --dist worksteal --cov --cov-report=term-missing:skip-covered
 
 format: .venv/ready ## format the code
 	$(PYTHON) -m ruff format .

@@ -17,6 +17,7 @@ from torch import nn
 from loaders.datamodule import ImageNetData
 from model.classifier import Classifier
 from model.confusion import ConfusionMatrix
+from model.first_line import first_line
 from model.hashes import BrokenCheckpointError, check
 from model.networks import build_network
 from model.trainer import build_trainer
@@ -103,8 +104,7 @@ def load_weights(model: nn.Module, path: Path, which: str = "best") -> str:
         state = checkpoint[raw if chosen == "raw" else "state_dict"]
         model.load_state_dict(state)
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"{path} does not fit this recipe: {reason}") from error
+        raise UsageError(f"{path} does not fit this recipe: {first_line(error)}") from error
     if chosen == "ema" and not averaged:
         raise UsageError(f"{path} holds no averaged weights; --weights raw evaluates those it has")
     return chosen

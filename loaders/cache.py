@@ -30,8 +30,8 @@ from sharding.store import atomic_file
 
 _PIECE = 4 << 20  # of a segment, fetched by one request
 _INDEXES = 256
-_WAIT_SECONDS = 10.0  # for another process that fetches an index
-_LOOK_SECONDS = 0.005
+_WAIT_S = 10.0  # for another process that fetches an index
+_LOOK_S = 0.005
 
 
 class SegmentCache:
@@ -179,9 +179,9 @@ class SegmentCache:
             yield
             return
         try:
-            until = time.monotonic() + _WAIT_SECONDS
+            until = time.monotonic() + _WAIT_S
             while not _lock(descriptor) and time.monotonic() < until:
-                time.sleep(_LOOK_SECONDS)
+                time.sleep(_LOOK_S)
             yield
         finally:
             with suppress(OSError):  # one who did not wait for us has removed it

@@ -15,9 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-CLAIM_SECONDS = 60.0
+CLAIM_S = 60.0
 """After which a fetcher claims anew."""
-ABANDONED_SECONDS = 10 * CLAIM_SECONDS
+ABANDONED_S = 10 * CLAIM_S
 """A file that nobody has claimed for so long is nobody's."""
 
 _DATA_SET = re.compile(r"[0-9a-f]{32}")
@@ -67,7 +67,7 @@ def abandoned(found: Iterable[Cached], *, excess: int, now: float) -> list[Cache
     """PURE: the oldest files that nobody claims, as many as make `excess` bytes."""
     chosen = []
     for cached in sorted(found):
-        if excess <= 0 or cached.claimed > now - ABANDONED_SECONDS:
+        if excess <= 0 or cached.claimed > now - ABANDONED_S:
             break
         chosen.append(cached)
         excess -= cached.size

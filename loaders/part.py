@@ -16,8 +16,8 @@ from pathlib import Path
 
 PREFIX = ".part-"
 _HERE, _ASKED = b"\1", b"\2"
-_WAIT_SECONDS = 2.0  # for bytes that were asked for; a piece takes a part of a second
-_LOOK_SECONDS = 0.002
+_WAIT_S = 2.0  # for bytes that were asked for; a piece takes a part of a second
+_LOOK_S = 0.002
 
 
 class Part:
@@ -36,11 +36,11 @@ class Part:
             _opened(self._rows, os.O_RDONLY) as rows,
             _opened(self._path, os.O_RDONLY) as file,
         ):
-            until = time.monotonic() + _WAIT_SECONDS
+            until = time.monotonic() + _WAIT_S
             while (state := os.pread(rows, 1, row)) == _ASKED:
                 if time.monotonic() > until or not _is_locked(file):
                     return None  # the process that asked has died, or the wire has
-                time.sleep(_LOOK_SECONDS)
+                time.sleep(_LOOK_S)
             if state == _HERE:
                 return os.pread(file, size, at)
         return None

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from loaders.cache import CachedReader, SegmentCache
 from loaders.demand import Demand
-from loaders.eviction import CLAIM_SECONDS
+from loaders.eviction import CLAIM_S
 from loaders.order import Segment
 from loaders.reader import ShardReader
 from loaders.stats import Counters, Stats
@@ -27,9 +27,9 @@ from sharding.errors import DataError, UsageError, with_remedy
 from sharding.process import FROM_SERVER, start_served_worker, start_server
 
 THREADS = 8
-_POLL_SECONDS = 0.1
-_PAUSE_SECONDS = 30.0  # after an error of the store or the disk
-_RESCAN_SECONDS = 5.0  # other ranks of the node fill the same folder
+_POLL_S = 0.1
+_PAUSE_S = 30.0  # after an error of the store or the disk
+_RESCAN_S = 5.0  # other ranks of the node fill the same folder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,9 +155,9 @@ class _Worker:
             except (OSError, RuntimeError) as error:  # RuntimeError: no more threads
                 self._pause(error)
         if not self._on_the_way:
-            time.sleep(_POLL_SECONDS)
+            time.sleep(_POLL_S)
             return 0
-        done, _ = wait(self._on_the_way, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+        done, _ = wait(self._on_the_way, timeout=_POLL_S, return_when=FIRST_COMPLETED)
         return sum(self._finish(future) for future in done)
 
     def _look_around(self, tag: int) -> None:
@@ -167,11 +167,11 @@ class _Worker:
             self._cache.folder.mkdir(parents=True, exist_ok=True)
             self._cache.sweep()
             self._swept = True
-        if now - self._scanned > _RESCAN_SECONDS:
+        if now - self._scanned > _RESCAN_S:
             self._scanned = now
             names = self._cache.sizes()
             self._present = {s for s in self._demand.segments if self._cache.name(s) in names}
-        if now - self._claimed > CLAIM_SECONDS:
+        if now - self._claimed > CLAIM_S:
             self._claimed = now
             self._claim(tag)
 
@@ -216,13 +216,13 @@ class _Worker:
             self._present.add(segment)
         else:  # another process has it, or had it
             self._scanned = -1e9
-            time.sleep(_POLL_SECONDS)
+            time.sleep(_POLL_S)
         return fetched
 
     def _pause(self, error: Exception) -> None:
-        self._pause_until = time.monotonic() + _PAUSE_SECONDS
+        self._pause_until = time.monotonic() + _PAUSE_S
         what = with_remedy(error) if isinstance(error, OSError) else str(error)
-        _say(f"cannot fill the cache, will try again in {_PAUSE_SECONDS:.0f} s: {what}")
+        _say(f"cannot fill the cache, will try again in {_PAUSE_S:.0f} s: {what}")
 
 
 def _estimate(cache: SegmentCache, segment: Segment) -> int:

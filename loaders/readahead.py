@@ -21,9 +21,9 @@ from loaders.reader import Reader
 from sharding.streams import Integers
 
 THREADS = 16
-SLOW_SECONDS = 200e-6
+SLOW_S = 200e-6
 """For a read, on average; above that threads are worth their cost."""
-_EACH_SECONDS = 250e-6
+_EACH_S = 250e-6
 """As many threads are used as bring a sample in this time, a third of what decoding it takes."""
 
 _REMEDY = "raise the limit of processes (`ulimit -u`, pids.max), or lower data.num_workers"
@@ -100,8 +100,8 @@ class ReadAhead:
         seconds, self._seconds = self._seconds, []
         if seconds:
             each = sum(seconds) / len(seconds)
-            self._slow = each > SLOW_SECONDS
-            self._threads = min(math.ceil(each / _EACH_SECONDS), THREADS)
+            self._slow = each > SLOW_S
+            self._threads = min(math.ceil(each / _EACH_S), THREADS)
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:

@@ -20,7 +20,7 @@ from sharding.process import FROM_SERVER, start_served_worker, start_server
 
 _LESS = "lower data.num_workers, data.prefetch or trainer.batch_size, or raise the memory's limit"
 _MORE_SHM = "make it larger: docker run --shm-size=1g, or mount -o remount,size=1g /dev/shm"
-_DEATH_SECONDS = 5.0  # for the end of a process that broke its pipe to be known
+_DEATH_S = 5.0  # for the end of a process that broke its pipe to be known
 # numpy's own kind of MemoryError comes as torch's RuntimeError.
 _NO_MEMORY = re.compile(r"Caught \w*MemoryError in DataLoader worker process (\d+)")
 _FULL = ("No space left on device", "Cannot allocate memory")
@@ -103,7 +103,7 @@ class Workers:
         """What became of which workers."""
         # torch tells the ids of those that ended, not how.
         processes: list[BaseProcess] = getattr(self._loader.pipeline[0]._iterator, "_workers", [])  # noqa: SLF001
-        connection.wait([process.sentinel for process in processes], _DEATH_SECONDS)
+        connection.wait([process.sentinel for process in processes], _DEATH_S)
         kills = oom_kills() - self._oom_kills
         ended = [
             f"loader worker {number} (process {process.pid}) {_ending(process.exitcode, kills)}"

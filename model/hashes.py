@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 import torch
 import xxhash
 
+from model.first_line import first_line
+
 PIECE = 8 << 20
 """Bytes that are read and hashed at once."""
 
@@ -156,10 +158,6 @@ def step_in(path: Path) -> int:
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise BrokenCheckpointError(f"{path} cannot be loaded: {_first_line(error)}") from error
+        raise BrokenCheckpointError(f"{path} cannot be loaded: {first_line(error)}") from error
     step = checkpoint.get("global_step", -1) if isinstance(checkpoint, dict) else -1
     return step if isinstance(step, int) else -1
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [repr(error)])[0]

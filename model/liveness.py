@@ -10,6 +10,7 @@ import lightning
 from torch import distributed
 from torch.distributed import distributed_c10d
 
+from model.first_line import first_line
 from model.guards import DivergedError
 from model.heartbeat import Heartbeat
 from model.lr_finder import NoRateError
@@ -130,11 +131,11 @@ class Liveness(lightning.Callback):
         if isinstance(exception, _TOGETHER):
             pass
         elif of_a_collective(exception):
-            verdict = self._heart.fail(_first_line(exception))
+            verdict = self._heart.fail(first_line(exception))
             self.status = None if verdict is None else verdict.status
         else:
             known = self._outcome(exception)
-            status, line = known or (1, f"{type(exception).__name__}: {_first_line(exception)}")
+            status, line = known or (1, f"{type(exception).__name__}: {first_line(exception)}")
             verdict = self._heart.propose(status, f"rank {trainer.global_rank}: {line}")
             bug = known is None and verdict.author == trainer.global_rank
             self.status = None if bug else verdict.status
@@ -157,7 +158,3 @@ def last_word(trainer: lightning.Trainer) -> int | None:
     """The exit status of a rank whose error, or that of another one, was told; else None."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     return next((one.status for one in callbacks if isinstance(one, Liveness)), None)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0]

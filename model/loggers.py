@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.utilities import rank_zero_only
 
 from model.classifier import ImageBatch
+from model.first_line import first_line
 
 # W&B's own limits are 90 s, and none at all.
 _WANDB_INIT_S = 60.0
@@ -92,8 +93,7 @@ class TolerantLogger(Logger):
             yield
         except Exception as error:  # noqa: BLE001  (whatever it is, training is worth more)
             self._inner = None
-            reason = (str(error).splitlines() or [""])[0]
-            _warn(f"{self._title} failed, training goes on without it: {reason or repr(error)}")
+            _warn(f"{self._title} failed, training goes on without it: {first_line(error)}")
 
 
 @rank_zero_only

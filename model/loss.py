@@ -1,4 +1,4 @@
-"""Losses of logits against labels, or against the shares of classes that mixing makes."""
+"""Losses of logits against labels, or against the soft ones that mixup and cutmix make."""
 
 from dataclasses import dataclass
 
@@ -30,14 +30,14 @@ class LossConfig:
 
 
 def training_loss(logits: torch.Tensor, targets: torch.Tensor, config: LossConfig) -> torch.Tensor:
-    """The mean over a batch: (N, C) logits and (N,) labels or (N, C) shares -> ()."""
+    """The mean over a batch: (N, C) logits and (N,) labels or (N, C) soft labels -> ()."""
     if config.name == "cross_entropy":
         return cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
     classes = logits.shape[1]
-    shares = one_hot(targets, classes) if targets.ndim == 1 else targets
-    shares = shares.to(logits.dtype) * (1 - config.label_smoothing)
-    shares += config.label_smoothing / classes
+    soft = one_hot(targets, classes) if targets.ndim == 1 else targets
+    soft = soft.to(logits.dtype) * (1 - config.label_smoothing)
+    soft += config.label_smoothing / classes
     if config.bce_threshold is not None:
-        shares = shares.gt(config.bce_threshold).to(logits.dtype)
-    mean = binary_cross_entropy_with_logits(logits, shares)
+        soft = soft.gt(config.bce_threshold).to(logits.dtype)
+    mean = binary_cross_entropy_with_logits(logits, soft)
     return mean * classes if config.bce_sum else mean

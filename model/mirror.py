@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import lightning
 
 from model.checkpoint import LAST
+from model.first_line import first_line
 from model.hashes import Content
 from model.preemption import PreemptedError
 from model.published import Published
@@ -173,10 +174,10 @@ class Mirror:
 
     def _told(self, what: str, error: Exception) -> None:
         self._failures += 1
-        reason = (str(error).splitlines() or [""])[0] or repr(error)
         self._warn(
             f"cannot {what} in {self._published.url} (failure {self._failures} in a row, "
-            f"{self._worked()}): {reason}; training goes on, the next checkpoint tries again"
+            f"{self._worked()}): {first_line(error)}; training goes on, the next checkpoint tries "
+            "again"
         )
 
     def _worked(self) -> str:

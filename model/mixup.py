@@ -51,7 +51,7 @@ class Mixer:
     def __call__(
         self, images: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, H, W, 3) images, (N,) labels -> images, and (N, C) shares of the classes.
+        """(N, H, W, 3) images, (N,) labels -> images, and (N, C) soft labels.
 
         Images that were mixed are float, in 0..255; a batch that is not comes back as it is.
         """
@@ -62,7 +62,7 @@ class Mixer:
             return images, labels
         if cut:
             # Permuted for its sake; what it makes lies in memory as before.
-            pasted, shares = self._cutmix(images.permute(0, 3, 1, 2), labels)
-            return pasted.permute(0, 2, 3, 1), shares
-        blended, shares = self._mixup(images.float(), labels)
-        return blended, shares
+            pasted, soft = self._cutmix(images.permute(0, 3, 1, 2), labels)
+            return pasted.permute(0, 2, 3, 1), soft
+        blended, soft = self._mixup(images.float(), labels)
+        return blended, soft

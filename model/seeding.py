@@ -5,7 +5,7 @@ import struct
 
 
 def step_seed(*, seed: int, step: int, micro: int, rank: int) -> int:
-    """The seed of what a rank draws for one batch: mixing, dropout, stochastic depth.
+    """The seed of what a rank draws for one batch: mixup, dropout, stochastic depth.
 
     Of a hash, because generators take similar seeds and sums of them for granted: step 1 of rank 0
     shall have nothing of step 0 of rank 1. micro: the batch's number within the optimizer step.

@@ -6,6 +6,8 @@ from datetime import timedelta
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
+from model.first_line import first_line
+
 START_S = 300.0
 """Processes of a run have at least so long to come together."""
 
@@ -35,7 +37,7 @@ class DDP(DDPStrategy):
         except RuntimeError as error:  # DistNetworkError, DistStoreError, and gloo's plain ones
             environ = os.environ
             place = f"{environ.get('MASTER_ADDR', '?')}:{environ.get('MASTER_PORT', '?')}"
-            what = str(error).splitlines()[0].rstrip(".")
+            what = first_line(error).rstrip(".")
             raise ConnectionError(
                 f"rank {self.global_rank} of {self.world_size} could not meet the others at "
                 f"{place} ({what}). Were all started, with the same --nodes and --devices? Is it "

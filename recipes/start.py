@@ -51,6 +51,8 @@ def held(run: Path, *, warn: Callable[[str], None], wait_s: float = HELD_S) -> I
     process that is gone is free; on a file system without locks nothing is kept. Waits a while for
     a process that may be ending. Raises UsageError, which names it.
     """
+    if run.exists() and not run.is_dir():
+        raise UsageError(f"{run} is a file; --run takes a folder")
     new = not run.exists()
     until, warned = time.monotonic() + wait_s, False
     while (descriptor := _locked(run / LOCK)) is None:

@@ -55,7 +55,7 @@ EXAMPLE = """examples:
 CLASSES = 10
 SYNTHETIC_SIZE = (500, 375)
 SYNTHETIC_BYTES = 110_000
-PAUSE_SECONDS = 0.5  # in which the workers of the last contender fill their queues
+PAUSE_S = 0.5  # in which the workers of the last contender fill their queues
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,7 +160,7 @@ def measure(
                     pack(form, work)
                 runners[name] = start(name, work, options.batch)
             progress(f"round {number} of {options.rounds}: {name}, {workers} workers")
-            time.sleep(PAUSE_SECONDS)
+            time.sleep(PAUSE_S)
             answer = runners[name].ask(workers, number)
             images, seconds = answer["images"], answer["seconds"]
         except MissingError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-TIMEOUT_SECONDS = 900
+TIMEOUT_S = 900
 _LAST_WORDS_SECONDS = 10.0
 
 
@@ -97,7 +97,7 @@ class Runner:
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        timer = threading.Timer(TIMEOUT_SECONDS, self._kill)
+        timer = threading.Timer(TIMEOUT_S, self._kill)
         timer.start()
         try:
             line = self._process.stdout.readline()

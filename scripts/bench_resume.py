@@ -63,7 +63,7 @@ MAY_TAKE = 1.1
 LEAST_BATCHES = 100
 """Of an epoch, so that there is one to come at 99%."""
 SHARDS = 24
-TIMEOUT_SECONDS = 300
+TIMEOUT_S = 300
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,7 +206,7 @@ def measure(task: Task, endpoint: str) -> First:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=TIMEOUT_SECONDS,
+            timeout=TIMEOUT_S,
             env=environment(endpoint),
             start_new_session=True,
             check=False,

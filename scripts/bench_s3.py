@@ -34,7 +34,7 @@ from scripts.bench_peers import warm_up_batches
 from scripts.bench_process import MissingError, command, run_to_end
 from scripts.bench_report import machine, progress, write_report
 from scripts.bench_s3_peers import CONTENDERS, PEERS, Epoch, Task, start
-from scripts.bench_s3_server import QUIET_SECONDS, Server, make_shards, tars
+from scripts.bench_s3_server import QUIET_S, Server, make_shards, tars
 from scripts.bench_s3_slow import NODES, Slow, measure_slow, slow_line
 from sharding.console import positive
 from sharding.errors import UsageError, reports_errors
@@ -126,7 +126,7 @@ def _wait_until_full(folder: Path) -> None:
     """Return when a cache does not grow any more."""
     size = -1
     while size != (size := sum(path.stat().st_size for path in _files(folder))):
-        time.sleep(QUIET_SECONDS)
+        time.sleep(QUIET_S)
 
 
 def _files(folder: Path) -> list[Path]:

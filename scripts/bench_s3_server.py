@@ -15,7 +15,7 @@ from scripts.bench_peers import ROOT
 from sharding.errors import DataError
 from tests.fault_proxy import BUCKET, Fault, FaultProxy, Seen, s3_endpoint
 
-QUIET_SECONDS = 1.0  # without a request: what was to be fetched has come
+QUIET_S = 1.0  # without a request: what was to be fetched has come
 
 
 def environment(endpoint: str) -> dict[str, str]:
@@ -50,7 +50,7 @@ class Meter(FaultProxy):
 
     def settle(self) -> None:
         """Wait until nobody asks for anything."""
-        while not self.sent or time.perf_counter() - self.sent[-1][0] < QUIET_SECONDS:
+        while not self.sent or time.perf_counter() - self.sent[-1][0] < QUIET_S:
             time.sleep(0.05)
 
     def reads(self) -> int:

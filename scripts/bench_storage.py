@@ -45,7 +45,7 @@ FORMATS = {"imagefolder": "photos", "shards": "shards"}
 MUST_KEEP = {False: 0.97, True: 0.95}
 """Share of their speed that shards must keep at the longest delay; True: with slow reads."""
 COUNTERS = struct.Struct("4Q")
-TIMEOUT_SECONDS = 900
+TIMEOUT_S = 900
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,7 +140,7 @@ def measure(case: Case, work: Path, library: Path, *, workers: int, batch: int) 
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=TIMEOUT_SECONDS,
+            timeout=TIMEOUT_S,
             env=environment() | slow_environment(library, data, case, work / "counts"),
             check=False,
         )

@@ -17,8 +17,8 @@ from sharding.labels import read_classes
 from sharding.layouts import find_splits, flat_labels, is_flat
 from sharding.lock import Part
 from sharding.manifest import MANIFEST_NAME, ImageRules, Manifest, Packing, Shard
-from sharding.mixing import sorted_warning
 from sharding.pack import REJECTED_NAME, Job, pack, pack_part, seal
+from sharding.shuffling import sorted_warning
 from sharding.source import scan
 from sharding.store import Store, open_store
 from sharding.unpack import unpack

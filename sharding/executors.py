@@ -15,7 +15,7 @@ R = TypeVar("R")
 Map = Callable[[Callable[[T], R], list[T]], Iterator[R]]
 """Like `map`, but results come in the order in which they are done."""
 
-CONNECT_SECONDS = 30
+CONNECT_S = 30
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def _dask(cluster: str, workers: int) -> Iterator[Executor]:
                     n_workers=workers, threads_per_worker=1, dashboard_address=None
                 )
                 address = stack.enter_context(local)
-            client: Any = distributed.Client(address, timeout=CONNECT_SECONDS)  # type: ignore[no-untyped-call]
+            client: Any = distributed.Client(address, timeout=CONNECT_S)  # type: ignore[no-untyped-call]
             stack.enter_context(client)
         except (OSError, ValueError) as error:
             raise UsageError(f"cannot reach a Dask scheduler at {cluster}: {error}") from error

@@ -16,7 +16,7 @@ import boto3
 from botocore.config import Config
 
 from sharding.errors import UsageError
-from sharding.gate import Gate
+from sharding.limiter import ConcurrencyLimiter
 from sharding.retry import (
     Clock,
     Counts,
@@ -84,7 +84,7 @@ class Service:
         connection, began = self.connection, self.clock.now()
 
         def attempt(number: int) -> T:
-            with connection.gate.enter() as turn:
+            with connection.limiter.enter() as turn:
                 try:
                     with explained(what, number):
                         answer = request(connection.client)
@@ -100,10 +100,10 @@ class Service:
                 except PassingError as error:
                     connection.answered = True
                     if isinstance(error, OverloadedError):
-                        connection.gate.slower(turn)
+                        connection.limiter.slower(turn)
                     raise
             connection.answered = True
-            connection.gate.faster()
+            connection.limiter.faster()
             return answer
 
         return persist(
@@ -116,7 +116,7 @@ class Connection:
 
     def __init__(self, service: Service) -> None:
         self.counts = Counts()
-        self.gate = Gate(_CONNECTIONS)
+        self.limiter = ConcurrencyLimiter(_CONNECTIONS)
         self.answered = False
         """Whether anybody ever was there."""
         self._service = service

@@ -2,16 +2,21 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import yaml
 
+from sharding.dataset import PackedSplit
 from sharding.manifest import Packing
 from sharding.pack import Job, pack
+from sharding.s3 import S3Store
 from sharding.source import scan
-from sharding.store import LocalStore
-from tests.make_images import image_folder
+from sharding.store import LocalStore, Store
+from tests.fault_proxy import BUCKET, FaultProxy, s3_endpoint
+from tests.make_images import image_folder, pack_folder
 
 CLASSES = 3
 
@@ -51,6 +56,13 @@ def small_recipe(small_shards: Path, tmp_path: Path) -> Path:
     return write_recipe(tmp_path / "small.yaml", small_shards)
 
 
+@pytest.fixture
+def split(tmp_path: Path) -> PackedSplit:
+    """Six samples of two classes in three shards, packed/ of source/."""
+    source = image_folder(tmp_path / "source", {"a": 3, "b": 3})
+    return pack_folder(source, tmp_path / "packed", max_samples=2)
+
+
 def write_recipe(path: Path, shards: Path) -> Path:
     """The same for fixtures that live longer."""
     values = {
@@ -77,3 +89,24 @@ def write_recipe(path: Path, shards: Path) -> Path:
     }
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+@pytest.fixture(scope="module")
+def proxy() -> Iterator[FaultProxy]:
+    """The proxy before the S3 server, with no faults planned."""
+    with FaultProxy(s3_endpoint()) as running:
+        yield running
+
+
+@pytest.fixture
+def folder() -> str:
+    """URL of a prefix on S3 that nothing uses."""
+    return f"s3://{BUCKET}/{uuid4().hex}"
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, folder: str) -> Store:
+    """An empty store of each kind."""
+    if request.param == "local":
+        return LocalStore(tmp_path / "new" / "a store")
+    return S3Store(f"{folder}/a store", endpoint=s3_endpoint())

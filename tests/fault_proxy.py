@@ -24,6 +24,8 @@ from urllib.parse import urlsplit
 
 import boto3
 
+from tests.ports import free_port
+
 BUCKET = "shardstream-test"
 _CHUNK = 64 << 10
 _CREDIT_S = 0.02
@@ -223,8 +225,7 @@ def s3_endpoint() -> str:
 
 def _start_moto() -> str:
     os.environ.update(AWS_ACCESS_KEY_ID="testing", AWS_SECRET_ACCESS_KEY="testing")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     server = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
         stdout=subprocess.DEVNULL,

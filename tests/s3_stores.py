@@ -8,6 +8,7 @@ import numpy as np
 
 from sharding.retry import RetryPolicy
 from sharding.s3 import S3Store
+from sharding.store import Store
 from tests.fault_proxy import FaultProxy, s3_endpoint
 
 BYTES = np.random.default_rng(1).bytes(200_000)
@@ -27,7 +28,7 @@ def store_with_bytes(proxy: FaultProxy, folder: str) -> S3Store:
     return store
 
 
-def put(store: S3Store, name: str, data: bytes) -> None:
+def put(store: Store, name: str, data: bytes) -> None:
     """Write one object."""
     with store.create(name) as stream:
         stream.write(data)

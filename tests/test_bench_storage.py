@@ -182,7 +182,7 @@ def test_a_measurement_that_fails_says_which(
     with pytest.raises(ChildProcessError, match=r"none\.so was not loaded"):
         measure(case, tmp_path, library, workers=1, batch=1)
     program.write_text("#!/bin/sh\nexec sleep 60\n")
-    monkeypatch.setattr(bench_storage, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(bench_storage, "TIMEOUT_S", 0.2)
     with pytest.raises(ChildProcessError, match=r"not done in 0\.2 s"):
         measure(case, tmp_path, library, workers=1, batch=1)
 

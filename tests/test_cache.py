@@ -151,7 +151,7 @@ def test_samples_that_are_read_before_are_not_fetched_again(
 ) -> None:
     """Between two pieces readers read by range, once; those samples are left out of the rest."""
     monkeypatch.setattr("loaders.cache._PIECE", 1)  # a request a sample
-    monkeypatch.setattr("loaders.part._WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("loaders.part._WAIT_S", 0.01)
     segment = max(segments_of(cache.split), key=lambda segment: segment.last - segment.first)
     facts = cache.index(segment.shard).table[segment.first : segment.last]
     start = sum(shard.samples for shard in cache.split.manifest.shards[: segment.shard])
@@ -240,7 +240,7 @@ def test_nobody_waits_long_for_a_stopped_process(
     cache: SegmentCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That holds the lock of an index."""
-    monkeypatch.setattr("loaders.cache._WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("loaders.cache._WAIT_S", 0.1)
     cache.folder.mkdir(parents=True)
     name = f"{cache.split.manifest.shards[0].index_xxh128}.npy"
     with (cache.folder / f".part-{name}").open("w") as held:

@@ -11,14 +11,7 @@ import pytest
 from sharding.dataset import PackedSplit, open_splits
 from sharding.errors import DataError
 from sharding.manifest import MANIFEST_NAME
-from tests.make_images import image_folder, pack_folder, write_files
-
-
-@pytest.fixture
-def split(tmp_path: Path) -> PackedSplit:
-    """Six samples in three shards."""
-    source = image_folder(tmp_path / "source", {"a": 3, "b": 3})
-    return pack_folder(source, tmp_path / "packed", max_samples=2)
+from tests.make_images import write_files
 
 
 def test_index_leads_to_the_images(split: PackedSplit, tmp_path: Path) -> None:

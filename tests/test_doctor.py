@@ -19,6 +19,7 @@ from sharding.dataset import PackedSplit
 from sharding.store import open_store
 from tests.fault_proxy import BUCKET, s3_endpoint
 from tests.make_images import image_folder, pack_folder
+from tests.ports import free_port
 
 MB, GB = 10**6, 10**9
 
@@ -184,9 +185,7 @@ def test_what_is_wrong_on_s3(
 
 def test_a_service_that_does_not_answer(examined: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three requests, not the minutes that a run would try."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     found = examined("data.root=s3://bucket/x")
     assert names(found, "error") == ["store"]
     assert "Connection refused" in str(found)

@@ -10,21 +10,7 @@ from sharding import store as stores
 from sharding.s3 import S3Store
 from sharding.store import LocalStore, Store
 from tests.fault_proxy import BUCKET, Fault, FaultProxy, s3_endpoint
-from tests.s3_stores import BYTES, HURRIED
-
-
-@pytest.fixture(params=["local", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    """An empty store."""
-    if request.param == "local":
-        return LocalStore(tmp_path)
-    return S3Store(f"s3://{BUCKET}/{tmp_path.name}/a b", endpoint=s3_endpoint())
-
-
-def write(store: Store, name: str, data: bytes) -> None:
-    """One object."""
-    with store.create(name) as stream:
-        stream.write(data)
+from tests.s3_stores import BYTES, HURRIED, put
 
 
 @pytest.mark.parametrize("way", ["its own", "bytes"])
@@ -36,11 +22,11 @@ def test_the_second_name_stays_what_the_first_one_was(
         monkeypatch.setattr(s3, "_MOST_AT_ONCE", 10)
         monkeypatch.setattr(stores, "_PIECE", 70_000)
         monkeypatch.setattr(os, "link", no_links)
-    write(store, "first", BYTES)
-    write(store, "second", b"old")
+    put(store, "first", BYTES)
+    put(store, "second", b"old")
     store.duplicate("first", "second")
     store.duplicate("first", "third")
-    write(store, "first", b"new")
+    put(store, "first", b"new")
     assert store.read("second") == store.read("third") == BYTES
     store.delete("first")
     assert store.sizes() == {"second": len(BYTES), "third": len(BYTES)}
@@ -62,7 +48,7 @@ def test_a_service_that_cannot_copy_in_time(tmp_path: Path, fault: str) -> None:
     }[fault]
     with FaultProxy(s3_endpoint(), method="PUT") as proxy:
         store = S3Store(f"s3://{BUCKET}/{tmp_path.name}", endpoint=proxy.url, policy=HURRIED)
-        write(store, "first", BYTES)
+        put(store, "first", BYTES)
         proxy.plan([broken])
         before = store.counts.bytes_written
         store.duplicate("first", "second")
@@ -72,7 +58,7 @@ def test_a_service_that_cannot_copy_in_time(tmp_path: Path, fault: str) -> None:
 
 def test_of_nothing_there_is_no_second(store: Store) -> None:
     """The one before stays."""
-    write(store, "second", b"old")
+    put(store, "second", b"old")
     with pytest.raises(FileNotFoundError):
         store.duplicate("first", "second")
     assert store.read("second") == b"old"
@@ -81,7 +67,7 @@ def test_of_nothing_there_is_no_second(store: Store) -> None:
 def test_on_s3_no_byte_passes_here(tmp_path: Path) -> None:
     """The service copies."""
     store = S3Store(f"s3://{BUCKET}/{tmp_path.name}", endpoint=s3_endpoint())
-    write(store, "first", BYTES)
+    put(store, "first", BYTES)
     before = store.counts.bytes_read, store.counts.bytes_written
     store.duplicate("first", "second")
     assert (store.counts.bytes_read, store.counts.bytes_written) == before

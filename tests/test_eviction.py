@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from loaders.cache import SegmentCache
 from loaders.demand import TrainingDemand
-from loaders.eviction import ABANDONED_SECONDS, Cached, abandoned, delete, make_room, scan
+from loaders.eviction import ABANDONED_S, Cached, abandoned, delete, make_room, scan
 from loaders.order import Order, OrderConfig
 from loaders.prefetch import CacheConfig, _Worker
 from tests.make_shards import GLOBAL_BATCH, ORDER, open_shards
@@ -22,7 +22,7 @@ HEX = "0123456789abcdef" * 2
 
 
 @given(
-    st.lists(st.tuples(st.floats(0, 3 * ABANDONED_SECONDS), st.integers(1, 9)), max_size=12),
+    st.lists(st.tuples(st.floats(0, 3 * ABANDONED_S), st.integers(1, 9)), max_size=12),
     st.integers(-5, 60),
 )
 def test_abandoned(ages: list[tuple[float, int]], excess: int) -> None:
@@ -30,7 +30,7 @@ def test_abandoned(ages: list[tuple[float, int]], excess: int) -> None:
     found = [Cached(NOW - age, size, Path(str(i))) for i, (age, size) in enumerate(ages)]
     gone = abandoned(found, excess=excess, now=NOW)
     others = [cached for cached in found if cached not in gone]
-    nobodys = [cached for cached in found if cached.claimed <= NOW - ABANDONED_SECONDS]
+    nobodys = [cached for cached in found if cached.claimed <= NOW - ABANDONED_S]
     assert set(gone) <= set(nobodys)
     assert all(cached <= other for cached in gone for other in others if other in nobodys)
     size = sum(cached.size for cached in gone)
@@ -48,7 +48,7 @@ def make(path: Path, *, age: float, size: int = 100) -> Path:
 
 def test_only_a_caches_own_files_are_deleted(tmp_path: Path) -> None:
     """Of any data set, what is half-fetched included; nothing that somebody put beside it."""
-    old = 2 * ABANDONED_SECONDS
+    old = 2 * ABANDONED_S
     names = (
         f"{HEX}-0-7",
         f"{HEX}.npy",
@@ -72,8 +72,8 @@ def test_only_a_caches_own_files_are_deleted(tmp_path: Path) -> None:
 
 def test_what_is_claimed_or_read_stays(tmp_path: Path) -> None:
     """However far the limit is exceeded."""
-    claimed = make(tmp_path / HEX / f"{HEX}-0-1", age=ABANDONED_SECONDS - 60)
-    read = make(tmp_path / HEX / f"{HEX}-1-2", age=2 * ABANDONED_SECONDS)
+    claimed = make(tmp_path / HEX / f"{HEX}-0-1", age=ABANDONED_S - 60)
+    read = make(tmp_path / HEX / f"{HEX}-1-2", age=2 * ABANDONED_S)
     with read.open("rb") as stream:
         fcntl.flock(stream, fcntl.LOCK_SH)
         assert make_room(tmp_path, coming=1000, limit=0) == 0
@@ -98,7 +98,7 @@ def fill(folder: Path, order: OrderConfig, node_limit: int) -> set[Path]:
     return {cache.folder / name for name in wanted}
 
 
-@pytest.mark.parametrize("seconds", [0, 2 * ABANDONED_SECONDS])
+@pytest.mark.parametrize("seconds", [0, 2 * ABANDONED_S])
 def test_a_run_with_another_seed_takes_the_place_of_the_one_before(
     tmp_path: Path, seconds: float
 ) -> None:

@@ -63,6 +63,6 @@ def test_a_killed_local_worker_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cluster", ["tcp://127.0.0.1:1", "nonsense://x", "127.0.0.1:1"])
 def test_no_scheduler(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An address without a scheduler is named."""
-    monkeypatch.setattr("sharding.executors.CONNECT_SECONDS", 1)
+    monkeypatch.setattr("sharding.executors.CONNECT_S", 1)
     with pytest.raises(UsageError, match=f"cannot reach a Dask scheduler at {cluster}"):
         open_map(workers=1, cluster=cluster).__enter__()

@@ -4,7 +4,6 @@ import hashlib
 import io
 import pickle
 import re
-import socket
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ import shard
 from scripts import get_dataset
 from sharding.dataset import open_splits
 from tests.make_images import files_below, image
+from tests.ports import free_port
 
 NETTE = {
     f"imagenette2-160/{split}/{wnid}/{wnid}_{i}.JPEG": image(i)
@@ -186,8 +186,7 @@ def test_without_network_the_archive_can_be_brought(
 ) -> None:
     """The error says what is wrong and where to put it; then the same command goes through."""
     nette, brought = archive(NETTE), Path("data/imagenette.download/imagenette2-160.tgz")
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
+    port = free_port()
     point(monkeypatch, f"http://127.0.0.1:{port}", nette, b"")
     assert get_dataset.main(["imagenette"]) == 1
     err = capsys.readouterr().err

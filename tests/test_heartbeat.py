@@ -1,6 +1,5 @@
 """model/heartbeat.py: ranks as threads of one process, on a real store."""
 
-import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from model import beats, heartbeat
 from model.heartbeat import Heartbeat
+from tests.ports import free_port
 
 
 @pytest.fixture(autouse=True)
@@ -56,9 +56,7 @@ class Rank:
 @pytest.fixture
 def store() -> Iterator[Callable[[], TCPStore]]:
     """Connects to a store; the first one that connects holds it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     limit = timedelta(seconds=10)
     server = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, timeout=limit)
     yield lambda: TCPStore(

@@ -10,7 +10,6 @@ import os
 import select
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ import torch
 
 from model.preemption import EXIT_PREEMPTED, MARKER
 from scripts import launch_plan
+from tests.ports import free_port
 from tests.test_preemption import lines
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -360,12 +360,6 @@ def test_machines_do_not_outlive_a_launcher_that_is_killed(machine: Machine) -> 
             os.close(descriptor)
     assert len(pids) == 2
     assert (machine.run_folder / MARKER).exists()
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @pytest.mark.slow

@@ -14,14 +14,14 @@ LABELS = torch.arange(8) % 5
 
 
 def mixed(weight: float) -> torch.Tensor:
-    """(8, 5) shares: each label with its neighbour's."""
+    """(8, 5) soft labels: each label with its neighbour's."""
     dense = one_hot(LABELS, 5).float()
     return weight * dense + (1 - weight) * dense.roll(1, 0)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_cross_entropy_is_torchs(smoothing: float) -> None:
-    """Of labels and of shares."""
+    """Of labels and of soft ones."""
     config = LossConfig(label_smoothing=smoothing)
     for targets in (LABELS, mixed(0.3)):
         expected = cross_entropy(LOGITS, targets, label_smoothing=smoothing)
@@ -32,7 +32,7 @@ def test_cross_entropy_is_torchs(smoothing: float) -> None:
 @pytest.mark.parametrize("threshold", [None, 0.2])
 @pytest.mark.parametrize("total", [False, True])
 def test_bce_is_timms(smoothing: float, threshold: float | None, total: bool) -> None:
-    """Of labels, and of shares that timm's mixup smooths before it mixes."""
+    """Of labels, and of soft ones that timm's mixup smooths before it mixes."""
     config = LossConfig(
         name="bce", label_smoothing=smoothing, bce_threshold=threshold, bce_sum=total
     )

@@ -16,9 +16,7 @@ from model.hashes import BrokenCheckpointError, Content, Hashing
 from model.newest import Found, newest, newest_whole
 from model.published import Published, Store
 from sharding.errors import DataError
-from sharding.s3 import S3Store
 from sharding.store import LocalStore, atomic_file
-from tests.fault_proxy import BUCKET, s3_endpoint
 
 
 def checkpoint(step: int) -> tuple[bytes, Content]:
@@ -44,14 +42,6 @@ def put(place: Published, step: int, name: str = LAST) -> None:
 def find(place: Published, folder: Path) -> Found:
     """The newest whole one."""
     return newest(place.candidates(folder / "fetched.ckpt", atomic_file))
-
-
-@pytest.fixture(params=["local", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    """An empty store."""
-    if request.param == "local":
-        return LocalStore(tmp_path / "store")
-    return S3Store(f"s3://{BUCKET}/{tmp_path.name}", endpoint=s3_endpoint())
 
 
 def test_the_store_holds_what_a_folder_would(store: Store, tmp_path: Path) -> None:

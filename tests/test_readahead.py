@@ -61,11 +61,11 @@ def test_order_and_bytes(seconds: float, remote: bool) -> None:
 
 def test_threads_only_for_slow_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Quick reads stay with the caller; slow ones go to threads from the second batch on."""
-    monkeypatch.setattr(readahead, "SLOW_SECONDS", 0.1)
+    monkeypatch.setattr(readahead, "SLOW_S", 0.1)
     quick = Slow(seconds=0)
     run(quick)
     assert set(quick.threads) == {threading.current_thread().name}
-    monkeypatch.setattr(readahead, "SLOW_SECONDS", 0.0005)
+    monkeypatch.setattr(readahead, "SLOW_S", 0.0005)
     slow = Slow(seconds=0.002)
     run(slow)
     first = len(BATCHES[0])

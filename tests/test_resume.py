@@ -32,9 +32,10 @@ from model.plateau import Plateau
 from model.schedule import ScheduleConfig, lr_at
 from model.trainer import TrainerConfig, build_trainer
 from sharding.store import atomic_file
-from tests.conftest import CLASSES
+from tests.conftest import CLASSES, write_recipe
 
 STEPS = 6  # of an epoch: 51 samples in global batches of 8
+TWO = ("--devices", "2", "--batch_size", "4")
 TRAIN = [sys.executable, str(Path(__file__).parents[1] / "train.py")]
 
 
@@ -283,9 +284,12 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def wholes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where undisturbed runs are; how many workers they have changes nothing."""
-    return tmp_path_factory.mktemp("wholes")
+def whole(small_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run on two processes; workers and validations change none of its steps."""
+    folder = tmp_path_factory.mktemp("whole")
+    recipe = write_recipe(folder / "small.yaml", small_shards)
+    train(recipe, folder / "run", *TWO)
+    return folder / "run"
 
 
 @pytest.mark.parametrize(
@@ -299,7 +303,7 @@ def wholes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # the copy of a folder goes on
 def test_killed_processes_resume(
     small_recipe: Path,
-    wholes: Path,
+    whole: Path,
     tmp_path: Path,
     workers: int,
     at_line: int,
@@ -307,10 +311,7 @@ def test_killed_processes_resume(
 ) -> None:
     """Killed with SIGKILL, two processes go on with the same weights, one with the same order."""
     common = ["--num_workers", str(workers), *options]
-    two = ["--devices", "2", "--batch_size", "4", *common]
-    whole, killed = wholes / "-".join(["run", *options]), tmp_path / "killed"
-    if not whole.exists():
-        train(small_recipe, whole, *two)
+    two, killed = [*TWO, *common], tmp_path / "killed"
     expected = steps_of(whole, 2)
     assert sorted(expected) == list(range(2 * STEPS))
 

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Literal
@@ -26,19 +26,6 @@ from tests.s3_stores import BUDGET_S, BYTES, HURRIED, IMPATIENT, POLICY, put, st
 
 FIRST, SIZE = 50_000, 120_000  # of ranged reads
 AT = 70_000  # bytes that pass before a fault
-
-
-@pytest.fixture(scope="module")
-def proxy() -> Iterator[FaultProxy]:
-    """The proxy before the server, with no faults planned."""
-    with FaultProxy(s3_endpoint()) as running:
-        yield running
-
-
-@pytest.fixture
-def folder() -> str:
-    """URL of a prefix that nothing uses."""
-    return f"s3://{BUCKET}/{uuid4().hex}"
 
 
 @pytest.fixture

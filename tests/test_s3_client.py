@@ -2,10 +2,8 @@
 
 import datetime as dt
 import os
-import socket
 from dataclasses import replace
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
@@ -13,14 +11,9 @@ import sharding.s3_client
 from sharding.errors import UsageError
 from sharding.retry import GaveUpError, RetryPolicy
 from sharding.s3 import S3Store
-from tests.fault_proxy import BUCKET, Fault, FaultProxy, s3_endpoint
+from tests.fault_proxy import Fault, FaultProxy, s3_endpoint
+from tests.ports import free_port
 from tests.s3_stores import IMPATIENT
-
-
-@pytest.fixture
-def folder() -> str:
-    """URL of a prefix that nothing uses."""
-    return f"s3://{BUCKET}/{uuid4().hex}"
 
 
 @pytest.mark.parametrize(
@@ -52,16 +45,14 @@ def test_no_credentials(folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_nobody_listens(folder: str) -> None:
     """A wrong address is an error of the system, after the allowed requests."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
+    endpoint = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(GaveUpError, match=r"in 3 requests .* at last .*Connection refused"):
         S3Store(folder, endpoint=endpoint, policy=IMPATIENT).sizes()
 
 
 def test_a_wrong_address_is_told_before_the_budget_is_spent(folder: str) -> None:
     """A service that has never answered is not waited for as one that has."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
+    endpoint = f"http://127.0.0.1:{free_port()}"
     policy = replace(RetryPolicy(), first_wait_s=0.01, longest_wait_s=0.01, reach_s=0.05)
     with pytest.raises(UsageError, match=r"has not answered in .*Connection refused; see the end"):
         S3Store(folder, endpoint=endpoint, policy=policy).sizes()
@@ -76,8 +67,7 @@ def test_a_service_that_answered_before_is_waited_for(folder: str) -> None:
         with pytest.raises(GaveUpError, match="503 SlowDown"):
             store.sizes()
         assert store.service.connection.answered
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        gone = S3Store(folder, endpoint=f"http://127.0.0.1:{free.getsockname()[1]}", policy=policy)
+    gone = S3Store(folder, endpoint=f"http://127.0.0.1:{free_port()}", policy=policy)
     gone.service.connection.answered = True
     with pytest.raises(GaveUpError, match="Connection refused"):
         gone.sizes()
@@ -87,14 +77,14 @@ def test_a_service_with_too_much_to_do_is_asked_less_at_a_time(folder: str) -> N
     """503 halves the number of requests under way; answers let it grow again."""
     with FaultProxy(s3_endpoint()) as proxy:
         store = S3Store(folder, endpoint=proxy.url, policy=IMPATIENT)
-        gate = store.service.connection.gate
-        most = gate.allowed
+        limiter = store.service.connection.limiter
+        most = limiter.allowed
         proxy.plan([Fault(kind="status", status=503, code="SlowDown")] * 2)
         store.sizes()
-        assert most // 4 <= gate.allowed <= most // 4 + 1
+        assert most // 4 <= limiter.allowed <= most // 4 + 1
         for _ in range(2 * most):
             store.sizes()
-        assert gate.allowed > most // 4 + 1
+        assert limiter.allowed > most // 4 + 1
 
 
 @pytest.mark.skipif(

@@ -2,9 +2,7 @@
 
 import socket
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from uuid import uuid4
 
 import pytest
 
@@ -14,19 +12,6 @@ from sharding.s3 import S3Store
 from sharding.s3_upload import MIB, part_bytes
 from tests.fault_proxy import BUCKET, Fault, FaultProxy, s3_endpoint
 from tests.s3_stores import BYTES, HURRIED, client, put, store_with_bytes
-
-
-@pytest.fixture(scope="module")
-def proxy() -> Iterator[FaultProxy]:
-    """The proxy before the server, with no faults planned."""
-    with FaultProxy(s3_endpoint()) as running:
-        yield running
-
-
-@pytest.fixture
-def folder() -> str:
-    """URL of a prefix that nothing uses."""
-    return f"s3://{BUCKET}/{uuid4().hex}"
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import train as train_program
 from model.checkpoint import LAST, AtomicCheckpointIO
 from model.sharing import agree, among_ranks
 from sharding.store import atomic_file
+from tests.ports import free_port
 from tests.test_resume import TRAIN
 
 FILES = AtomicCheckpointIO(atomic_file)
@@ -47,13 +47,6 @@ for resumes in (True, rank == 1, False):
 distributed.destroy_process_group()
 print(json.dumps(told))
 """
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-    return port
 
 
 def put(path: Path, step: int) -> None:

@@ -5,7 +5,6 @@ import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,17 +13,10 @@ from hypothesis import strategies as st
 from sharding.errors import DataError, UsageError
 from sharding.s3 import S3Store
 from sharding.store import LocalStore, Store, locate, open_store
-from tests.fault_proxy import BUCKET, s3_endpoint
+from tests.fault_proxy import s3_endpoint
+from tests.s3_stores import put
 
 BYTES = bytes(range(256)) * 8
-
-
-@pytest.fixture(params=["local", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    """An empty store of each kind."""
-    if request.param == "local":
-        return LocalStore(tmp_path / "new" / "store")
-    return S3Store(f"s3://{BUCKET}/{uuid4().hex}/store", endpoint=s3_endpoint())
 
 
 def open_like(store: Store, url: str) -> Store:
@@ -34,12 +26,6 @@ def open_like(store: Store, url: str) -> Store:
         if isinstance(store, LocalStore)
         else S3Store(url, endpoint=s3_endpoint())
     )
-
-
-def put(store: Store, name: str, data: bytes) -> None:
-    """Write one object."""
-    with store.create(name) as stream:
-        stream.write(data)
 
 
 def test_objects(store: Store) -> None:

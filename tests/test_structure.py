@@ -12,7 +12,7 @@ PACKAGES = ("sharding", "loaders", "model", "recipes")
 SHARED = {"dataset", "errors", "index", "manifest", "process", "store", "streams"}
 PURE = (
     "sharding/manifest.py",
-    "sharding/mixing.py",
+    "sharding/shuffling.py",
     "sharding/plan.py",
     "sharding/streams.py",
     "sharding/tar.py",

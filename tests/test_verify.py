@@ -18,13 +18,6 @@ from tests.make_images import image_folder, pack_folder, run_shard
 TAR, INDEX = "train-000001.tar", "train-000001.npy"
 
 
-@pytest.fixture
-def split(tmp_path: Path) -> PackedSplit:
-    """Six samples in three shards; the damage is done to shard 1."""
-    source = image_folder(tmp_path / "source", {"a": 3, "b": 3})
-    return pack_folder(source, tmp_path / "packed", max_samples=2)
-
-
 def place(split: PackedSplit, row: int) -> tuple[int, int, str]:
     """First byte, size and key of a sample of shard 1."""
     index = split.read_index(1)

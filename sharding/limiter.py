@@ -7,7 +7,7 @@ from contextlib import contextmanager
 MOST = 64
 
 
-class Gate:
+class ConcurrencyLimiter:
     """Lets so many through at a time, after the manner of TCP's congestion control (AIMD).
 
     Each `slower` halves the number, each `faster` adds a part, so that as many as now have to do

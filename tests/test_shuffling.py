@@ -1,4 +1,4 @@
-"""Mixing: classes that stand in runs are noticed, by the rules of the loader's own order."""
+"""Shuffling: classes that stand in runs are noticed, by the rules of the loader's own order."""
 
 import re
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from loaders.order import Order, OrderConfig
-from sharding.mixing import Labels, mixing, sorted_warning
+from sharding.shuffling import Labels, shuffle_quality, sorted_warning
 
 
 def shards(labels: Labels, samples: int) -> list[Labels]:
@@ -41,18 +41,18 @@ def test_sorted_classes() -> None:
 def test_mixing_of_imagenet() -> None:
     """ImageNet sorted by class: 32 lanes see some of the 1,000 classes at a time."""
     labels, mixed = classes(1000, 1281)
-    found = mixing(shards(labels, 1200), lanes=32, window=1024)
+    found = shuffle_quality(shards(labels, 1200), lanes=32, window=1024)
     assert found.samples == 32 * 1024
     assert 130 <= found.seen <= 170
     assert found.full == pytest.approx(1000)
-    found = mixing(shards(mixed, 1200), lanes=32, window=1024)
+    found = shuffle_quality(shards(mixed, 1200), lanes=32, window=1024)
     assert found.seen == pytest.approx(found.full, rel=1e-3)
 
 
 def test_mixing_is_that_of_the_loader() -> None:
     """The loader's own order brings about as many classes in a step as is computed."""
     labels, _ = classes(200, 50)
-    found = mixing(shards(labels, 50), lanes=4, window=100)
+    found = shuffle_quality(shards(labels, 50), lanes=4, window=100)
     order = Order([50] * 200, OrderConfig(lanes=4, window=100))
     seen = []
     for step in range(0, order.steps(400), 5):

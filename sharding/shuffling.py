@@ -7,14 +7,14 @@ import numpy.typing as npt
 
 from sharding.streams import Purpose, permutation, raw
 
-_PLACES = 5  # of an epoch, at which `mixing` looks
+_PLACES = 5  # of an epoch, at which `shuffle_quality` looks
 _WELL_MIXED = 0.9
 
 Labels = npt.NDArray[np.uint32]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Mixing:
+class ShuffleQuality:
     """How well the loader can shuffle a data set: classes among the samples that it mixes."""
 
     samples: int
@@ -25,7 +25,7 @@ class Mixing:
     """Classes among as many samples of a full permutation, expected."""
 
 
-def mixing(labels_by_shard: list[Labels], *, lanes: int, window: int) -> Mixing:
+def shuffle_quality(labels_by_shard: list[Labels], *, lanes: int, window: int) -> ShuffleQuality:
     """Count classes as one epoch of the loader meets them, by the rules of order.py.
 
     Shards in random order are laid end to end, samples inside each one permuted, the line cut into
@@ -51,7 +51,7 @@ def mixing(labels_by_shard: list[Labels], *, lanes: int, window: int) -> Mixing:
         for at in np.linspace(0, length - width, _PLACES).astype(np.int64)
     ]
     counts = np.unique(line, return_counts=True)[1]
-    return Mixing(
+    return ShuffleQuality(
         samples=len(mixed[0]),
         seen=float(np.mean([len(np.unique(labels)) for labels in mixed])),
         full=float(np.sum(1 - (1 - len(mixed[0]) / len(line)) ** counts)),
@@ -63,7 +63,7 @@ def sorted_warning(labels_by_shard: list[Labels], *, lanes: int, window: int) ->
 
     `labels_by_shard` are the labels of each shard's samples; lanes and window are the loader's.
     """
-    mixed = mixing(labels_by_shard, lanes=lanes, window=window)
+    mixed = shuffle_quality(labels_by_shard, lanes=lanes, window=window)
     if mixed.seen >= _WELL_MIXED * mixed.full:
         return None
     return (
