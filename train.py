@@ -10,7 +10,6 @@ from pathlib import Path
 from types import ModuleType
 
 import lightning
-import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from loaders.datamodule import ImageNetData
@@ -86,7 +85,7 @@ def _train(recipe: Recipe, run: Path | None, options: argparse.Namespace) -> int
         keys_of=lambda numbers: [data.train.key(number) for number in numbers],
         more=[
             *_finder(recipe, data, run, train=not options.find_lr),
-            RecipeRecord(as_dict(recipe), _warn),
+            RecipeRecord(as_dict(recipe), _warn, run=written),
         ],
         mirror=mirror,
         outcome=_outcome,
@@ -103,8 +102,6 @@ def _train(recipe: Recipe, run: Path | None, options: argparse.Namespace) -> int
         f"{decoder_name(recipe.data.decoder)}, "
         + (f"resuming from {start.where or 'another rank'}" if checkpoint else "from scratch")
     )
-    if run is not None and not options.find_lr:
-        _write_recipe(recipe, run)
     status = _fit(trainer, model, data, checkpoint)
     if status is not None:
         return status
@@ -252,13 +249,6 @@ def _complain(text: str) -> None:
 @rank_zero_only
 def _say(text: str) -> None:
     print(text, flush=True)
-
-
-@rank_zero_only
-def _write_recipe(recipe: Recipe, run: Path) -> None:
-    """Leave the resolved recipe beside what it made."""
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "recipe.yaml").write_text(yaml.safe_dump(as_dict(recipe), sort_keys=False))
 
 
 if __name__ == "__main__":

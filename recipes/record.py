@@ -1,9 +1,11 @@
-"""The recipe in the checkpoint: a run that goes on with another one is told what differs."""
+"""The recipe beside and in the checkpoint: a run that goes on with another is told what differs."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning
+import yaml
 
 # Sections and keys that decide what the weights become. What may differ for other reasons, like
 # the number of devices, is not here; the data set, seed and global batch are refused elsewhere.
@@ -52,12 +54,28 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 class RecipeRecord(lightning.Callback):
-    """Puts the resolved recipe into each checkpoint; warns where a resumed run's differs."""
+    """Puts the resolved recipe into each checkpoint; warns where a resumed run's differs.
 
-    def __init__(self, recipe: Mapping[str, Any], warn: Callable[[str], None]) -> None:
-        """recipe: plain values, by section and key."""
+    A run that trains also has it in its folder. One that is refused, or had ended, changes nothing
+    there.
+    """
+
+    def __init__(
+        self, recipe: Mapping[str, Any], warn: Callable[[str], None], *, run: Path | None = None
+    ) -> None:
+        """recipe: plain values, by section and key. run: the run's folder; None: there is none."""
         self._recipe = dict(recipe)
         self._warn = warn
+        self._run = run
+
+    def on_train_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Leave it in the run's folder."""
+        if self._run is not None and trainer.is_global_zero:
+            self._run.mkdir(parents=True, exist_ok=True)
+            text = yaml.safe_dump(self._recipe, sort_keys=False)
+            (self._run / "recipe.yaml").write_text(text)
 
     def on_save_checkpoint(
         self,

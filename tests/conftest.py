@@ -16,7 +16,7 @@ from sharding.s3 import S3Store
 from sharding.source import scan
 from sharding.store import LocalStore, Store
 from tests.fault_proxy import BUCKET, FaultProxy, s3_endpoint
-from tests.make_images import image_folder, pack_folder
+from tests.make_images import files_below, image_folder, pack_folder
 
 CLASSES = 3
 
@@ -61,6 +61,22 @@ def split(tmp_path: Path) -> PackedSplit:
     """Six samples of two classes in three shards, packed/ of source/."""
     source = image_folder(tmp_path / "source", {"a": 3, "b": 3})
     return pack_folder(source, tmp_path / "packed", max_samples=2)
+
+
+@pytest.fixture(scope="session")
+def images_48(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose train/ has one image for each of 48 shards of one sample."""
+    root = tmp_path_factory.mktemp("images_48")
+    image_folder(root / "train", {"a": 20, "b c": 20, "été": 8})
+    return root
+
+
+@pytest.fixture(scope="session")
+def packed_48(images_48: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What an undisturbed packer makes of `images_48`: every file's bytes."""
+    destination = tmp_path_factory.mktemp("packed_48")
+    pack_folder(images_48 / "train", destination, max_samples=1)
+    return files_below(destination)
 
 
 def write_recipe(path: Path, shards: Path) -> Path:

@@ -82,17 +82,15 @@ def test_hash_depends_on_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert line(0, [batch]) != line(0, [batch._replace(labels=batch.labels ^ 1)])
 
 
-@pytest.mark.parametrize(("options", "status"), [("--workers 1", 0), ("--world 5", 2)])
-def test_program(options: str, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_program(capsys: pytest.CaptureFixture[str]) -> None:
     """As a program it prints what main() prints, and exits with what main() returns."""
-    arguments = [str(data_set() / "shards"), *(COMMON + options).split()]
+    arguments = [str(data_set() / "shards"), *f"{COMMON} --workers 1".split()]
     done = subprocess.run(
         [sys.executable, PROGRAM, *arguments], capture_output=True, text=True, check=False
     )
-    assert main(arguments) == done.returncode == status
+    assert main(arguments) == done.returncode == 0
     expected = capsys.readouterr()
-    assert done.stdout == expected.out
-    assert done.stderr.partition(":")[2] == expected.err.partition(":")[2]
+    assert (done.stdout, done.stderr) == (expected.out, expected.err)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +99,7 @@ def test_program(options: str, status: int, capsys: pytest.CaptureFixture[str]) 
         ("nothing", "", 3, "nothing/train has no manifest.json: there is no such folder"),
         ("images", "", 3, "images/train has no manifest.json"),
         ("nothing", "--format imagefolder", 2, "is no folder; give an ImageFolder"),
+        ("shards", "--world 5", 2, "not divisible by 5 processes"),
         ("shards", "--world 2 --accumulate 4", 2, "not divisible by 2 processes x 4"),
         ("shards", "--global_batch 44", 2, "43 samples are fewer than one global batch of 44"),
     ],

@@ -17,6 +17,7 @@ import eval as eval_program
 import shard
 import train as train_program
 from sharding.s3 import S3Store
+from tests.conftest import write_recipe
 from tests.fault_proxy import BUCKET, s3_endpoint
 from tests.make_images import image_folder, pack_folder
 
@@ -43,45 +44,61 @@ def one_line(stderr: str) -> str:
     return line
 
 
+@pytest.fixture(scope="module")
+def finished(small_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run, to be read only."""
+    folder = tmp_path_factory.mktemp("finished")
+    recipe = write_recipe(folder / "small.yaml", small_shards)
+    assert train_program.main(["--config", str(recipe), "--run", str(folder / "run")]) == 0
+    return folder / "run"
+
+
 @pytest.fixture
 def trained(small_recipe: Path, tmp_path: Path) -> Path:
-    """The folder of a finished run."""
+    """The folder of a finished run that may go on."""
     folder = tmp_path / "run"
     assert train_program.main(["--config", str(small_recipe), "--run", str(folder)]) == 0
     return folder
 
 
-def test_a_run_leaves_checkpoints_recipe_logs_and_trace(trained: Path, small_recipe: Path) -> None:
+def test_a_run_leaves_checkpoints_recipe_logs_and_trace(finished: Path, small_recipe: Path) -> None:
     """last.ckpt, the best ones named by accuracy, the resolved recipe, a CSV with the metrics."""
-    names = sorted(path.name for path in (trained / "checkpoints").glob("*.ckpt"))
+    names = sorted(path.name for path in (finished / "checkpoints").glob("*.ckpt"))
     assert names[0] == "last.ckpt"
     assert names[1] == "last.previous.ckpt"
     assert [name.partition("-val_acc1=")[0] for name in names[2:]] == [
         "resnet10-epoch=0",
         "resnet10-epoch=1",
     ]
-    head = (trained / "csv" / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
+    head = (finished / "csv" / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
     metrics = {f"{split}/{name}" for split in ("train", "val") for name in ("loss", "acc1", "acc5")}
     assert metrics | {"lr", "step", "epoch"} <= set(head)
     assert {"data/images_per_s", "data/wait_fraction", "data/cache_hits"} <= set(head)
-    assert yaml.safe_load((trained / "recipe.yaml").read_text())["trainer"]["batch_size"] == 8
-    assert len((trained / "samples-rank0.jsonl").read_text().splitlines()) == 12
-    assert torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 12
+    assert yaml.safe_load((finished / "recipe.yaml").read_text())["trainer"]["batch_size"] == 8
+    assert len((finished / "samples-rank0.jsonl").read_text().splitlines()) == 12
+    assert (
+        torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 12
+    )
 
 
 def test_evaluation_agrees_with_training_on_one_and_two_processes(
-    trained: Path, small_recipe: Path
+    finished: Path, small_recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """eval.py gives the accuracy that the last validation logged, over all 13 images."""
-    with (trained / "csv" / "version_0" / "metrics.csv").open() as stream:
+    with (finished / "csv" / "version_0" / "metrics.csv").open() as stream:
         last = [row for row in csv.DictReader(stream) if row["val/acc1"]][-1]
-    for devices in (1, 2):
-        done = run(
-            "eval.py", "--config", small_recipe, "--checkpoint", trained / "checkpoints/last.ckpt",
-            "--json", f"trainer.devices={devices}",
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        facts = json.loads(done.stdout.splitlines()[-1])
+    arguments = [
+        "--config",
+        str(small_recipe),
+        "--checkpoint",
+        str(finished / "checkpoints/last.ckpt"),
+    ]
+    capsys.readouterr()
+    assert eval_program.main([*arguments, "--json"]) == 0
+    two = run("eval.py", *arguments, "--json", "trainer.devices=2")
+    assert two.returncode == 0, two.stderr
+    for out in (capsys.readouterr().out, two.stdout):
+        facts = json.loads(out.splitlines()[-1])
         assert facts["images"] == facts["val/seen"] == 13
         assert facts["val/acc1"] == pytest.approx(float(last["val/acc1"]), abs=1e-6)
         assert facts["val/loss"] == pytest.approx(float(last["val/loss"]), rel=1e-4)
@@ -105,10 +122,18 @@ def test_a_run_is_not_overwritten(
 
 
 def test_the_doctor_looks_into_the_checkpoint(
-    trained: Path, small_recipe: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, small_recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It says where the run goes on, and that another global batch, or seed, cannot."""
-    examine = ["--config", str(small_recipe), "--run", str(trained), "--doctor", "--resume", "auto"]
+    examine = [
+        "--config",
+        str(small_recipe),
+        "--run",
+        str(finished),
+        "--doctor",
+        "--resume",
+        "auto",
+    ]
     assert train_program.main(examine) == 0
     assert "last.ckpt, epoch 1, step 12" in capsys.readouterr().out.splitlines()[-1]
     for other, name in (("trainer.batch_size=4", "global_batch is 8"), ("seed=9", "seed is ")):
@@ -118,7 +143,7 @@ def test_the_doctor_looks_into_the_checkpoint(
 
 
 def test_a_corrupt_byte_ends_the_run_with_the_samples_name(
-    small_recipe: Path, tmp_path: Path
+    small_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One line with shard, offset and key, exit status 3, with workers too."""
     counts = {"a": 20, "b": 20}
@@ -134,13 +159,17 @@ def test_a_corrupt_byte_ends_the_run_with_the_samples_name(
         byte = stream.read(1)
         stream.seek(offset + 20)
         stream.write(bytes([byte[0] ^ 1]))
-    for workers in (0, 2):
-        done = run(
-            "train.py", "--config", small_recipe, "--run", tmp_path / f"run{workers}",
-            "--num_workers", workers, f"data.root={tmp_path / 'bad'}",
-        )  # fmt: skip
-        assert done.returncode == 3
-        line = one_line(done.stderr)
+    common = [
+        "--config",
+        str(small_recipe),
+        f"data.root={tmp_path}/bad",
+        "--run",
+        f"{tmp_path}/run",
+    ]
+    done = run("train.py", *common, "--num_workers", 2)
+    assert train_program.main([*common, "--num_workers", "0"]) == done.returncode == 3
+    for errors in (done.stderr, capsys.readouterr().err):
+        line = one_line(errors)
         assert f"{tar}, offset {offset}, sample {index.key(4)}: the bytes were changed" in line
 
 
@@ -182,7 +211,7 @@ def test_each_mistake_is_one_line(
     ],
 )
 def test_resuming_something_else_is_refused(
-    trained: Path,
+    finished: Path,
     small_recipe: Path,
     small_images: Path,
     capsys: pytest.CaptureFixture[str],
@@ -194,33 +223,34 @@ def test_resuming_something_else_is_refused(
     if "imagefolder" in override:
         overrides.append(f"data.root={small_images}")
     status = train_program.main(
-        ["--config", str(small_recipe), "--run", str(trained), "--resume", "auto", *overrides]
+        ["--config", str(small_recipe), "--run", str(finished), "--resume", "auto", *overrides]
     )
     assert status == 2
     assert name in one_line(capsys.readouterr().err)
+    assert yaml.safe_load((finished / "recipe.yaml").read_text())["trainer"]["epochs"] == 2
 
 
 def test_a_checkpoint_of_another_network_is_refused(
-    trained: Path, small_recipe: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, small_recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """eval.py says that the checkpoint does not fit, in one line."""
     status = eval_program.main(
-        ["--config", str(small_recipe), "--checkpoint", str(trained / "checkpoints/last.ckpt"),
+        ["--config", str(small_recipe), "--checkpoint", str(finished / "checkpoints/last.ckpt"),
          "model.name=resnet18"]
     )  # fmt: skip
     assert status == 2
     assert "does not fit this recipe" in one_line(capsys.readouterr().err)
 
 
-def test_without_arguments_train_says_what_to_type() -> None:
+def test_without_arguments_train_says_what_to_type(capsys: pytest.CaptureFixture[str]) -> None:
     """The usage with examples, exit status 2."""
-    done = run("train.py")
-    assert done.returncode == 2
-    assert "python train.py --config recipes/demo.yaml" in done.stderr
+    with pytest.raises(SystemExit, match="2"):
+        train_program.main([])
+    assert "python train.py --config recipes/demo.yaml" in capsys.readouterr().err
 
 
 def test_imagefolder_trains_the_same_weights(
-    small_recipe: Path, small_images: Path, trained: Path, tmp_path: Path
+    small_recipe: Path, small_images: Path, finished: Path, tmp_path: Path
 ) -> None:
     """data.format=imagefolder: same batches, and so the same network, bit for bit."""
     folder = tmp_path / "unpacked"
@@ -231,7 +261,7 @@ def test_imagefolder_trains_the_same_weights(
     assert status == 0
     weights = [
         torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for run in (trained, folder)
+        for run in (finished, folder)
     ]
     assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
 
@@ -313,14 +343,14 @@ def test_checkpoints_on_s3_outlive_the_disk(
     assert len(best) == 3  # also where one was of before the disk was lost
 
 
-def test_a_checkpoint_says_of_what_run_it_is(trained: Path) -> None:
+def test_a_checkpoint_says_of_what_run_it_is(finished: Path) -> None:
     """The resolved recipe, the data set's digest, and where the loader was."""
-    last = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
+    last = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
     plain = json.loads(json.dumps(last["recipe"]))  # lists for tuples, as YAML has them
-    assert plain == yaml.safe_load((trained / "recipe.yaml").read_text())
+    assert plain == yaml.safe_load((finished / "recipe.yaml").read_text())
     digest = last["ImageNetData"]["digest"]
     assert len(digest) == 32
-    previous = torch.load(trained / "checkpoints" / "last.previous.ckpt", weights_only=True)
+    previous = torch.load(finished / "checkpoints" / "last.previous.ckpt", weights_only=True)
     (loader,) = previous["loops"]["fit_loop"]["state_dict"]["combined_loader"]
     assert (loader["epoch"], loader["position"], loader["digest"]) == (1, 48, digest)
 
