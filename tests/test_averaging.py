@@ -12,7 +12,7 @@ from model.averaging import MovingAverage
 from model.classifier import Classifier
 from model.loss import LossConfig
 from model.optim import OptimConfig
-from tests.test_classifier import Loader, batch
+from tests.probes import Loader, batch
 
 STEPS = 7
 

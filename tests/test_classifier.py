@@ -1,6 +1,5 @@
 """model/classifier.py: what the network sees, what is learned, what is counted."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import lightning
@@ -16,19 +15,7 @@ from model.mixup import MixConfig
 from model.optim import OptimConfig
 from model.plateau import Plateau
 from model.schedule import ScheduleConfig
-
-
-class Probe(nn.Module):
-    """A linear network that keeps its last input."""
-
-    def __init__(self, classes: int = 4) -> None:
-        super().__init__()
-        self.linear = nn.Linear(3, classes)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self.seen = images
-        logits: torch.Tensor = self.linear(images.mean(dim=(2, 3)))
-        return logits
+from tests.probes import Loader, Probe, batch
 
 
 def classifier(network: nn.Module | None = None, **options: Any) -> Classifier:
@@ -40,13 +27,6 @@ def classifier(network: nn.Module | None = None, **options: Any) -> Classifier:
         "lr_of": lambda step: 0.1 / (1 + step),
     }
     return Classifier(Probe() if network is None else network, **(values | options))
-
-
-def batch(size: int, seed: int = 0) -> Batch:
-    """A batch of random images."""
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (size, 5, 6, 3), dtype=torch.uint8, generator=generator)
-    return Batch(images, torch.arange(size) % 4, torch.arange(size))
 
 
 def run(module: Classifier, method: str, batches: list[Batch]) -> lightning.Trainer:
@@ -65,19 +45,6 @@ def run(module: Classifier, method: str, batches: list[Batch]) -> lightning.Trai
     else:
         trainer.validate(module, Loader(batches), verbose=False)
     return trainer
-
-
-class Loader:
-    """Batches as a loader."""
-
-    def __init__(self, batches: list[Batch]) -> None:
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return iter(self.batches)
 
 
 def test_images_are_normalized_as_torchvision_does() -> None:

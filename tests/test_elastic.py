@@ -17,7 +17,7 @@ from loaders.sizes import ProgressiveConfig
 from model.checkpoint import AtomicCheckpointIO
 from model.elastic import UnfinishedStepError, converted, whole_steps
 from model.newest import newest_whole
-from tests.test_resume import STEPS, Witness, fit
+from tests.witness import STEPS, Witness, fit
 
 PIECES = (1, 2, 4)  # batches that a step of 8 samples is cut into
 TOLERANCE = 1e-5

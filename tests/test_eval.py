@@ -12,7 +12,7 @@ from PIL import Image
 import eval as program
 from recipes.build import build_data, build_model
 from recipes.schema import load_recipe
-from tests.test_train import run
+from tests.runs import run
 
 
 @pytest.fixture

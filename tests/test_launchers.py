@@ -23,7 +23,7 @@ import torch
 from model.preemption import EXIT_PREEMPTED, MARKER
 from scripts import launch_plan
 from tests.ports import free_port
-from tests.test_preemption import lines
+from tests.runs import lines
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 SINGLE, MULTI = SCRIPTS / "launch_single.sh", SCRIPTS / "launch_multi.sh"

@@ -12,7 +12,7 @@ from torch import distributed
 
 from model.liveness import of_a_collective
 from tests.faulty import Fault
-from tests.test_preemption import PROGRAM, TWO, arguments, lines, start, still_there
+from tests.runs import PROGRAM, TWO, arguments, lines, start, still_there
 
 TIMEOUT_S = 6
 

@@ -16,7 +16,7 @@ from model.loss import LossConfig
 from model.lr_finder import FinderConfig, Found, LRFinder, smooth, suggest
 from model.mixup import MixConfig
 from model.optim import OptimConfig
-from tests.test_classifier import Loader, Probe, batch
+from tests.probes import Loader, Probe, batch
 
 CONFIG = FinderConfig(steps=30, lr_min=1e-4, lr_max=100)
 

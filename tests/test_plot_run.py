@@ -7,7 +7,7 @@ from PIL import Image
 
 from scripts import plot_run
 from scripts.view_logs import plot, read_metrics
-from tests.test_view_logs import write_csv
+from tests.runs import write_csv
 
 TITLES = [
     "loss",

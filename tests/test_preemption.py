@@ -1,12 +1,8 @@
 """Preemption: a signal to any rank ends all, saved at one step, and the run goes on exactly."""
 
 import csv
-import json
 import os
 import select
-import subprocess
-import sys
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,25 +12,17 @@ from model.preemption import EXIT_PREEMPTED, MARKER, exit_status
 from tests import faulty
 from tests.conftest import write_recipe
 from tests.faulty import Fault
-from tests.test_resume import steps_of, weights_of
+from tests.runs import (
+    PROGRAM,
+    TWO,
+    arguments,
+    start,
+    steps_of,
+    still_there,
+    weights_of,
+)
 
-PROGRAM = Path(faulty.__file__)
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--")
-TWO = ("--devices=2", "trainer.batch_size=2", "trainer.accumulate=2")
-"""Ranks have 3 and 4 batches of the 13 validation images."""
-
-
-def arguments(recipe: Path, run: Path, *more: str) -> list[str]:
-    """Of a run of two epochs of 6 steps, with small checkpoints."""
-    network = ["model.name=resnet9", "model.width=4", "model.small_stem=false"]
-    every = ("trainer.checkpoint_every_n_steps=4", "trainer.log_every_n_steps=1")
-    return ["--config", str(recipe), "--run", str(run), *network, *every, *more]
-
-
-def lines(run: Path, rank: int = 0) -> int:
-    """Batches that a rank has begun."""
-    trace = run / f"samples-rank{rank}.jsonl"
-    return trace.read_bytes().count(b"\n") if trace.exists() else 0
 
 
 def curves(run: Path) -> dict[str, dict[str, str]]:
@@ -139,31 +127,6 @@ def test_preempted_while_it_makes_up_for_a_validation(small_recipe: Path, tmp_pa
     assert min(curves(run)["val/loss"], key=int) == "5"  # behind step 6, at last
 
 
-OWN_MEMORY = """
-mount -t tmpfs tmpfs /dev/shm && "$@"; status=$?
-for _ in $(seq 100); do [ -z "$(ls /dev/shm)" ] && exit $status; sleep 0.1; done
-ls /dev/shm >&2; exit 99
-"""
-
-
-def start(
-    line: list[str], faults: list[Fault], run: Path, *, own_memory: bool = False
-) -> "subprocess.Popen[str]":
-    """Python with faults to come. All its processes carry the run's name.
-
-    own_memory: with a /dev/shm that nobody else sees, which must be empty at the end (root).
-    """
-    values = json.dumps([vars(fault) for fault in faults])
-    around = ["unshare", "-m", "bash", "-c", OWN_MEMORY, "bash"] if own_memory else []
-    return subprocess.Popen(
-        [*around, sys.executable, *line],
-        env=os.environ | {"FAULTS": values, "OMP_NUM_THREADS": "1", "RUN": str(run)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 @pytest.fixture(scope="module")
 def whole_of_two(small_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A recipe, and the folder of a run of it with two ranks that nothing disturbed."""
@@ -214,16 +177,6 @@ def test_all_ranks_end_and_go_on_exactly(
         _, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
     assert_same(run, whole, world=2, accumulate=True)
-
-
-def still_there(run: Path) -> list[int]:
-    """Descriptors of all processes whose environment names this run."""
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with suppress(OSError):
-            if str(run).encode() in Path(f"/proc/{pid}/environ").read_bytes():
-                found.append(os.pidfd_open(int(pid)))
-    return found
 
 
 def test_exit_status(monkeypatch: pytest.MonkeyPatch) -> None:

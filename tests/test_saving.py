@@ -10,7 +10,7 @@ from model.classifier import Classifier
 from model.loss import LossConfig
 from model.optim import OptimConfig
 from model.saving import TimedCheckpoint, checkpoint_callbacks
-from tests.test_classifier import Loader, Probe, batch
+from tests.probes import Loader, Probe, batch
 
 
 class Noting(TimedCheckpoint):

@@ -15,7 +15,7 @@ from model.checkpoint import LAST, AtomicCheckpointIO
 from model.sharing import agree, among_ranks
 from sharding.store import atomic_file
 from tests.ports import free_port
-from tests.test_resume import TRAIN
+from tests.runs import TRAIN
 
 FILES = AtomicCheckpointIO(atomic_file)
 ROOT = Path(__file__).parents[1]

@@ -5,8 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,22 +18,7 @@ from sharding.s3 import S3Store
 from tests.conftest import write_recipe
 from tests.fault_proxy import BUCKET, s3_endpoint
 from tests.make_images import image_folder, pack_folder
-
-ROOT = Path(__file__).parents[1]
-
-
-def run(
-    program: str, *arguments: str | Path | int, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end."""
-    return subprocess.run(
-        [sys.executable, ROOT / program, *map(str, arguments)],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+from tests.runs import run
 
 
 def one_line(stderr: str) -> str:

@@ -9,15 +9,7 @@ import yaml
 from PIL import Image
 
 from scripts import view_logs
-
-
-def write_csv(run: Path, version: int, rows: list[dict[str, float]]) -> None:
-    """Metrics as Lightning writes them: a column each, empty where a row has none."""
-    names = sorted({name for row in rows for name in row})
-    folder = run / "csv" / f"version_{version}"
-    folder.mkdir(parents=True)
-    lines = [",".join(str(row.get(name, "")) for name in names) for row in rows]
-    (folder / "metrics.csv").write_text("\n".join([",".join(names), *lines]) + "\n")
+from tests.runs import write_csv
 
 
 @pytest.fixture

@@ -16,8 +16,7 @@ import pytest
 import torch
 
 from model.preemption import MARKER
-from tests.test_preemption import lines
-from tests.test_resume import steps_of
+from tests.runs import lines, steps_of
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 25
