@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -14,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from loaders.datamodule import ImageNetData
 from loaders.decode import decoder_name
-from model.classifier import Classifier, ImageBatch
+from model.classifier import Classifier, ImageBatch, OtherNetworkError
 from model.elastic import UnfinishedStepError
 from model.guards import DivergedError
 from model.hashes import BrokenCheckpointError
@@ -50,6 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = train_options(__doc__, arguments)
     recipe = load_recipe(options.config, options.overrides)
     run = None if recipe.trainer.fast_dev_run else options.run or Path("runs") / recipe.name
+    if run is not None and os.path.lexists(run) and not run.is_dir():
+        raise UsageError(f"{run} is no folder; choose another (--run FOLDER)")
     if options.doctor:
         return _doctor(recipe, run, options.resume)
     if options.plot_lr is not None:
@@ -92,6 +95,7 @@ def _train(recipe: Recipe, run: Path | None, options: argparse.Namespace) -> int
         complain=complain,
     )
     checkpoint = agree(trainer, start.path, name=placeholder(run))
+    where = start.where or "another rank"
     rate = recipe.optim.effective_lr(recipe.trainer.global_batch)
     _say(
         f"{recipe.name}: {recipe.model.name}, {sum(data.train.counts)} training and "
@@ -100,13 +104,16 @@ def _train(recipe: Recipe, run: Path | None, options: argparse.Namespace) -> int
         f"global batch {recipe.trainer.global_batch}, peak learning rate "
         f"{'to be found' if recipe.optim.finds_lr else format(rate, 'g')}, "
         f"{decoder_name(recipe.data.decoder)}, "
-        + (f"resuming from {start.where or 'another rank'}" if checkpoint else "from scratch")
+        + (f"resuming from {where}" if checkpoint else "from scratch")
     )
     status = _fit(trainer, model, data, checkpoint)
     if status is not None:
         return status
-    if checkpoint and not trainer.callback_metrics:
-        _say(f"nothing to do: {start.where} ends {recipe.trainer.epochs} epochs; see --epochs")
+    if checkpoint and not trainer.callback_metrics and not recipe.trainer.fast_dev_run:
+        _say(
+            f"nothing to do: {where} is of step {trainer.global_step}, and the run ends after "
+            f"{recipe.trainer.epochs} epochs; --epochs N goes further"
+        )
     complaint = recipe.expected.complaint(trainer.callback_metrics)
     if complaint is not None and recipe.trainer.runs_in_full:
         _warn(complaint)
@@ -152,7 +159,8 @@ def _named(error: BaseException) -> BaseException:
     """A checkpoint's error as one that says whose fault it is."""
     if isinstance(error, BrokenCheckpointError):
         return DataError(str(error))
-    return UsageError(str(error)) if isinstance(error, UnfinishedStepError) else error
+    ours = isinstance(error, UnfinishedStepError | OtherNetworkError)
+    return UsageError(str(error)) if ours else error
 
 
 def _doctor(recipe: Recipe, run: Path | None, resume: str | None) -> int:

@@ -47,6 +47,12 @@ class ProgressLines(lightning.Callback):
         self._since = 0.0
         self._images = 0
 
+    def on_train_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Begin to count; a run that goes on inside an epoch has no other beginning."""
+        self._begin()
+
     def on_train_epoch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:

@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from model.loss import LossConfig, training_loss
 from model.mixup import MixConfig, Mixer
+from model.networks import misfit
 from model.optim import OptimConfig, build_optimizer
 from model.plateau import Plateau
 from model.seeding import step_seed
@@ -38,6 +39,10 @@ class ImageBatch(Protocol):
     def numbers(self) -> torch.Tensor:
         """(N,) int64: which samples of the data set they are."""
         ...
+
+
+class OtherNetworkError(ValueError):
+    """A checkpoint's weights do not fit the network."""
 
 
 class Score(nn.Module):
@@ -202,7 +207,12 @@ class Classifier(lightning.LightningModule):
         checkpoint["rate"] = {"scale": self.lr_scale, "plateau": plateau}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the rate that was found, and with what validations had shown."""
+        """Go on with the rate that was found, and with what validations had shown.
+
+        Raises OtherNetworkError if the weights are of another network or number of classes.
+        """
+        if reason := misfit(checkpoint["state_dict"], self.state_dict()):
+            raise OtherNetworkError(f"cannot resume: the checkpoint is of another model, {reason}")
         rate = checkpoint.get("rate", {})
         if self._optim.finds_lr:
             self.lr_scale = rate.get("scale", self.lr_scale)

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -73,6 +74,18 @@ class NetworkConfig:
         return self.name.startswith(("resnet", "resnext", "wide_resnet")) and (
             self.name != "resnet9"
         )
+
+
+def misfit(saved: Mapping[str, torch.Tensor], here: Mapping[str, torch.Tensor]) -> str | None:
+    """How saved weights differ from a network's, by name or shape; None if they fit."""
+    for name in sorted(saved.keys() | here.keys()):
+        if name not in saved:
+            return f"it has no {name}"
+        if name not in here:
+            return f"it has {name}, which is not of this network"
+        if saved[name].shape != here[name].shape:
+            return f"its {name} is {tuple(saved[name].shape)}, here {tuple(here[name].shape)}"
+    return None
 
 
 def build_network(config: NetworkConfig, classes: int) -> nn.Module:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from loaders.augment import centre_crops
 from loaders.cache import SegmentCache
@@ -21,11 +22,12 @@ from loaders.decode import DecodeError, decoder_name, get_decoder, image_size
 from loaders.machine import Machine, port_problem, this_machine, this_place
 from loaders.reader import OPEN_SHARDS, Reader, ShardReader
 from loaders.topology import Topology, check_identity
-from model.networks import build_network
+from model.networks import build_network, misfit
 from recipes import checks
 from recipes.build import build_data
 from recipes.checks import Finding
-from recipes.schema import Recipe
+from recipes.record import RECIPE, differences
+from recipes.schema import Recipe, as_dict
 from sharding.errors import EXIT_DATA, EXIT_USAGE, DataError, UsageError
 from sharding.manifest import MANIFEST_NAME
 from sharding.retry import RetryPolicy
@@ -84,8 +86,7 @@ def examine(
 
 def checkpoint_bytes(recipe: Recipe, classes: int) -> int:
     """About how large a checkpoint of this recipe is: weights, averages, the optimizer's state."""
-    with torch.device("meta"):  # shapes alone
-        network = build_network(replace(recipe.model, compile=False), classes)
+    network = _network(recipe, classes)
     tensors = network.state_dict().values()
     weights: int = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     trained: int = sum(p.numel() * p.element_size() for p in network.parameters())
@@ -227,16 +228,32 @@ def _run(recipe: Recipe, run: Path, *, classes: int) -> Finding:
 
 
 def _checkpoint(path: Path | None, recipe: Recipe, data: ImageNetData | None) -> Finding:
-    """Where the run would start; raises UsageError where the checkpoint is another run's."""
+    """Where the run would start, if it can: raises UsageError and DataError as it would."""
     if path is None:
         return checks.ok("checkpoint", "from scratch")
-    state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    if data is not None:
-        mine = data.identity(recipe.trainer.global_batch)
-        check_identity(state.get(type(data).__qualname__, mine), mine)  # as Lightning names it
-    return checks.ok(
-        "checkpoint", f"goes on from {path}, epoch {state['epoch']}, step {state['global_step']}"
-    )
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    text = f"{path}, epoch {state.get('epoch')}, step {state['global_step']}"
+    if data is None:
+        return checks.ok("checkpoint", f"goes on from {text}")
+    mine = data.identity(recipe.trainer.global_batch)
+    check_identity(state.get(type(data).__qualname__, mine), mine)  # as Lightning names it
+    here = _network(recipe, len(data.train.classes)).state_dict(prefix="network.")
+    if reason := misfit(state.get("state_dict", {}), here):
+        raise UsageError(f"{path} is of another model, {reason}")
+    if state["global_step"] >= recipe.trainer.epochs * data.steps(recipe.trainer.global_batch):
+        return checks.warning("checkpoint", f"{text}: the run has ended", "--epochs goes further")
+    changed = differences(state.get(RECIPE, {}), as_dict(recipe))
+    if changed:
+        return checks.warning(
+            "checkpoint", f"goes on from {text}", f"with other values: {', '.join(changed)}"
+        )
+    return checks.ok("checkpoint", f"goes on from {text}")
+
+
+def _network(recipe: Recipe, classes: int) -> nn.Module:
+    """Shapes alone, no weights."""
+    with torch.device("meta"):
+        return build_network(replace(recipe.model, compile=False), classes)
 
 
 def _failed(name: str, error: Exception) -> Finding:

@@ -7,6 +7,8 @@ from typing import Any
 import lightning
 import yaml
 
+from sharding.store import atomic_file
+
 # Sections and keys that decide what the weights become. What may differ for other reasons, like
 # the number of devices, is not here; the data set, seed and global batch are refused elsewhere.
 DECISIVE = (
@@ -35,7 +37,8 @@ DECISIVE = (
     "trainer.limit_train_batches",
     "trainer.overfit_batches",
 )
-_KEY = "recipe"  # in the checkpoint
+RECIPE = "recipe"
+"""Its key in the checkpoint."""
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -56,8 +59,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 class RecipeRecord(lightning.Callback):
     """Puts the resolved recipe into each checkpoint; warns where a resumed run's differs.
 
-    A run that trains also has it in its folder. One that is refused, or had ended, changes nothing
-    there.
+    A run that trains also has it in its folder; one that is refused, or had ended, leaves the file
+    alone.
     """
 
     def __init__(
@@ -73,9 +76,8 @@ class RecipeRecord(lightning.Callback):
     ) -> None:
         """Leave it in the run's folder."""
         if self._run is not None and trainer.is_global_zero:
-            self._run.mkdir(parents=True, exist_ok=True)
-            text = yaml.safe_dump(self._recipe, sort_keys=False)
-            (self._run / "recipe.yaml").write_text(text)
+            with atomic_file(self._run / "recipe.yaml") as stream:
+                stream.write(yaml.safe_dump(self._recipe, sort_keys=False).encode())
 
     def on_save_checkpoint(
         self,
@@ -84,7 +86,7 @@ class RecipeRecord(lightning.Callback):
         checkpoint: dict[str, Any],
     ) -> None:
         """Write it down."""
-        checkpoint[_KEY] = self._recipe
+        checkpoint[RECIPE] = self._recipe
 
     def on_load_checkpoint(
         self,
@@ -93,7 +95,7 @@ class RecipeRecord(lightning.Callback):
         checkpoint: dict[str, Any],
     ) -> None:
         """Compare."""
-        found = differences(checkpoint.get(_KEY, {}), self._recipe)
+        found = differences(checkpoint.get(RECIPE, {}), self._recipe)
         if found:
             self._warn(
                 f"the checkpoint was made with another recipe: {', '.join(found)}; the run goes on "

@@ -7,7 +7,6 @@ import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from loaders.datamodule import DataConfig
+from model.first_line import first_line
 from model.guards import ExpectedConfig
 from model.loggers import LoggingConfig
 from model.loss import LossConfig
@@ -68,15 +68,13 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             OmegaConf.set_readonly(merged, False)
             merged = OmegaConf.merge(merged, values)
         except OmegaConfBaseException as error:
-            raise UsageError(
-                f"{source}: {str(error).splitlines()[0]} ({error.full_key})"
-            ) from error
+            raise UsageError(f"{source}: {first_line(error)} ({error.full_key})") from error
         assert isinstance(merged, DictConfig)
         states.append((source, merged))
     try:
         recipe = OmegaConf.to_object(merged)
-    except (ValueError, TypeError) as error:
-        raise UsageError(_blame(states)) from error
+    except (ValueError, TypeError, OmegaConfBaseException) as error:
+        raise UsageError(_blame(states, error)) from error
     assert isinstance(recipe, Recipe)
     return recipe
 
@@ -86,28 +84,41 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
     return dataclasses.asdict(recipe)
 
 
-def _blame(states: Sequence[tuple[str, DictConfig]]) -> str:
+def _blame(states: Sequence[tuple[str, DictConfig]], error: Exception) -> str:
     """What is wrong with the merged values, after the source that made it so.
 
-    states: each source, with the values merged up to it. They need not fit before the last.
+    states: each source, with the values merged up to it, which need not fit before the last one.
+    Of those after which the section never fitted again, the first that has the fault is to blame.
     """
-    complaint = _complaints(states[-1][1])[0]
-    guilty = takewhile(lambda state: complaint in _complaints(state[1]), reversed(states))
-    *_, (source, _) = guilty
-    return f"{source}: {complaint}"
+    faults = _faults(states[-1][1])
+    if not faults:  # of several sections together
+        return f"{states[-1][0]}: {first_line(error)}"
+    section, fault = next(iter(faults.items()))
+    source = states[-1][0]
+    for earlier, values in reversed(states):
+        found = _faults(values).get(section)
+        if found is None:
+            break
+        if found == fault:
+            source = earlier
+    return f"{source}: {section}: {fault}" if section else f"{source}: {fault}"
 
 
-def _complaints(values: DictConfig, name: str = "") -> list[str]:
-    """What each section says of its values, after its name; not of what holds such a one."""
-    found: list[str] = []
-    for key, value in values.items():
+def _faults(values: DictConfig, section: str = "") -> dict[str, str]:
+    """What each section says of its own values, without those of the sections in it."""
+    found: dict[str, str] = {}
+    own = dict[str, Any]()
+    for key, value in values.items_ex(resolve=False):
         if isinstance(value, DictConfig):
-            found += _complaints(value, f"{name}{'.' * bool(name)}{key!s}")
-    if not found:
-        try:
-            OmegaConf.to_object(values)
-        except (ValueError, TypeError) as error:
-            found = [f"{name}: {error}" if name else str(error)]
+            found |= _faults(value, f"{section}{'.' * bool(section)}{key!s}")
+        else:
+            own[str(key)] = value
+    try:
+        kind = OmegaConf.get_type(values)
+        assert kind is not None
+        kind(**{key: OmegaConf.select(values, key) for key in own})
+    except (ValueError, TypeError, OmegaConfBaseException) as error:
+        found[section] = first_line(error)
     return found
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from model.checkpoint import LAST
-from model.hashes import BrokenCheckpointError, check, is_checkpoints
+from model.hashes import BrokenCheckpointError, check, is_checkpoints, step_in
 from model.newest import local_candidates, newest
 from model.published import Published
 from sharding.errors import DataError, UsageError
@@ -51,8 +51,6 @@ def held(run: Path, *, warn: Callable[[str], None], wait_s: float = HELD_S) -> I
     process that is gone is free; on a file system without locks nothing is kept. Waits a while for
     a process that may be ending. Raises UsageError, which names it.
     """
-    if run.exists() and not run.is_dir():
-        raise UsageError(f"{run} is a file; --run takes a folder")
     new = not run.exists()
     until, warned = time.monotonic() + wait_s, False
     while (descriptor := _locked(run / LOCK)) is None:
@@ -211,8 +209,11 @@ def _existing(place: str) -> Path:
     path = _file(place)
     try:
         check(path)
+        step = step_in(path)
     except BrokenCheckpointError as error:
         raise DataError(str(error)) from error
+    if step < 0:
+        raise DataError(f"{path} is no checkpoint of a run, but of weights alone")
     return path
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 900
-_LAST_WORDS_SECONDS = 10.0
+_LAST_WORDS_S = 10.0
 
 
 class MissingError(Exception):
@@ -105,7 +105,7 @@ class Runner:
             timer.cancel()
         if not line:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_LAST_WORDS_SECONDS)  # it may have to say why
+                self._process.wait(_LAST_WORDS_S)  # it may have to say why
             self.close()
             raise MissingError(last_line(self._log))
         answer: dict[str, Any] = json.loads(line)

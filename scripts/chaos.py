@@ -23,6 +23,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))  # where scripts.chaos_run is found
 
+from model.first_line import first_line
 from scripts.chaos_nodes import Node, two_nodes
 from scripts.chaos_run import (
     ROOT,
@@ -311,7 +312,7 @@ def cause(name: str, folder: Path, *, seed: int, steps: int) -> tuple[bool, list
         return True, [name, f"skipped: {error}", "", ""]
     except Chaos as error:
         say(f"   FAILED: {error}")
-        return False, [name, f"FAILED: {str(error).splitlines()[0]}", "", ""]
+        return False, [name, f"FAILED: {first_line(error)}", "", ""]
     wrong = differences(scene.folder, folder / "whole")
     late = seen.seconds > seen.limit_s
     say(f"   {seen.what}: {seen.said}")

@@ -6,6 +6,8 @@ from pathlib import Path
 from sharding.console import byte_size, cores, natural, positive
 from sharding.manifest import CHECKS, ON_BAD, ImageRules, Packing
 
+_SURELY_NO_BYTES = 1000
+
 
 def add_pack(sub: argparse.ArgumentParser) -> None:
     """SRC, DST and all that decides what becomes of one in the other."""
@@ -32,6 +34,16 @@ def add_pack(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def shard_size(text: str) -> int:
+    """byte_size, but for a small number without a unit, which would make a shard of each image."""
+    if text.strip().isdecimal() and 0 < int(text) < _SURELY_NO_BYTES:
+        number = int(text)
+        raise argparse.ArgumentTypeError(
+            f"{text!r} has no unit; write {number}MB or, if bytes are meant, {number}B"
+        )
+    return byte_size(text)
+
+
 def add_workers(sub: argparse._ActionsContainer) -> None:
     """How many processes."""
     sub.add_argument(
@@ -42,7 +54,7 @@ def add_workers(sub: argparse._ActionsContainer) -> None:
 def _add_shards(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--shard_size",
-        type=byte_size,
+        type=shard_size,
         default=Packing().shard_bytes,
         metavar="SIZE",
         help="of one shard, for example 256MB (default 128MB)",

@@ -10,8 +10,6 @@ from tqdm import tqdm
 from sharding.manifest import Shard
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_SURELY_NO_BYTES = 1000
-"""A smaller number without a unit is a slip: it would make a shard of each image."""
 
 
 def byte_size(text: str) -> int:
@@ -20,10 +18,6 @@ def byte_size(text: str) -> int:
     unit = match[2] if match and match[2] != "B" else ""
     if not match or unit not in _UNITS:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write for example 256MB or 64MiB")
-    if not match[2] and 0 < float(match[1]) < _SURELY_NO_BYTES:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no size without a unit; write {text}MB or, if bytes are meant, {text}B"
-        )
     size = float(match[1]) * _UNITS[unit]
     if size >= 1 << 63:
         raise argparse.ArgumentTypeError(f"{text!r} is more than any file can hold")
@@ -46,7 +40,7 @@ def natural(text: str) -> int:
 
 def picture(text: str) -> Path:
     """The path of a picture that is made: a PNG."""
-    if not text.lower().endswith(".png"):
+    if Path(text).suffix.lower() != ".png":
         raise argparse.ArgumentTypeError(f"{text!r} is no name of a PNG; let it end with .png")
     return Path(text)
 

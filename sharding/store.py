@@ -190,7 +190,7 @@ class LocalStore:
                     for e in entries
                     if e.is_file() and not e.name.startswith(".")
                 }
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
 
     def read(self, name: str) -> bytes:

@@ -2,7 +2,9 @@
 
 import argparse
 
-from sharding.arguments import add_pack
+import pytest
+
+from sharding.arguments import add_pack, shard_size
 from sharding.console import cores
 from sharding.manifest import ImageRules, Packing
 
@@ -40,3 +42,11 @@ def test_values_are_read() -> None:
     options = parse("s d --shard_size 2MB --resize 512 --quality 85 --transcode --workers 3")
     assert (options.shard_size, options.resize, options.quality) == (2_000_000, 512, 85)
     assert (options.transcode, options.workers) == (True, 3)
+
+
+@pytest.mark.parametrize(("text", "size"), [("300B", 300), ("1000", 1000), ("0.3kB", 300)])
+def test_shards_have_sizes_with_units(text: str, size: int) -> None:
+    """A small number alone is taken for a slip."""
+    assert parse(f"s d --shard_size {text}").shard_size == size
+    with pytest.raises(argparse.ArgumentTypeError, match="write 300MB or, if bytes are meant, 300"):
+        shard_size(" 300")

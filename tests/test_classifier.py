@@ -188,7 +188,7 @@ def test_a_rate_that_was_found_is_kept_in_the_checkpoint() -> None:
     found = classifier(optim=OptimConfig(lr="auto"))
     assert found.lr_scale is None
     found.lr_scale = 0.3
-    checkpoint: dict[str, Any] = {}
+    checkpoint: dict[str, Any] = {"state_dict": found.state_dict()}
     found.on_save_checkpoint(checkpoint)
     resumed, stated = classifier(optim=OptimConfig(lr="auto")), classifier()
     for module in (resumed, stated):

@@ -11,8 +11,8 @@ from sharding.console import byte_size, natural, picture, positive, share
     ("text", "size"),
     [
         ("0", 0),
+        ("700", 700),
         ("700B", 700),
-        ("7000", 7000),
         ("1.5KB", 1500),
         ("256MB", 256_000_000),
         ("64 MiB", 64 << 20),
@@ -35,11 +35,11 @@ def test_shares(text: str, value: float) -> None:
 @pytest.mark.parametrize(
     ("kind", "texts"),
     [
-        (byte_size, ["", "MB", "300", "-1MB", "1 XB", "1e3", "nan", "9999999999GB"]),
+        (byte_size, ["", "MB", "-1MB", "1 XB", "1e3", "nan", "9999999999GB"]),
         (share, ["", "0", "0%", "-5%", "101%", "1.5", "5%%", "5% ", "nan", "inf", "five"]),
         (positive, ["0", "-1", "1.0", "", "x", "²"]),
         (natural, ["-1", "1.0", "", "x"]),
-        (picture, ["", "x", "x.jpg", "png", "x.png/"]),
+        (picture, ["", "x", "x.jpg", "png", ".png"]),
     ],
 )
 def test_what_is_refused(kind: type, texts: list[str]) -> None:

@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import nn
 
-from model.networks import NAMES, NetworkConfig, build_network
+from model.networks import NAMES, NetworkConfig, build_network, misfit
 
 
 @pytest.mark.parametrize("name", ["resnet9", "resnet10", "resnet18", "resnet50"])
@@ -139,3 +139,13 @@ def test_values_out_of_range_are_refused(options: dict[str, Any], message: str) 
     """A ValueError names field and value."""
     with pytest.raises(ValueError, match=message):
         NetworkConfig(**options)
+
+
+def test_what_does_not_fit_is_named() -> None:
+    """A weight that is missing, one too many, one of another shape."""
+    saved = {"a": torch.zeros(2), "b": torch.zeros(3, 4)}
+    assert misfit(saved, dict(saved)) is None
+    assert misfit({"a": torch.zeros(2)}, saved) == "it has no b"
+    assert misfit(saved, {"b": torch.zeros(3, 4)}) == "it has a, which is not of this network"
+    found = misfit(saved, {"a": torch.zeros(2), "b": torch.zeros(3, 5, device="meta")})
+    assert found == "its b is (3, 4), here (3, 5)"

@@ -111,26 +111,46 @@ def test_a_bad_override_is_named(override: str, message: str) -> None:
         load_recipe(RECIPES[0], [override])
 
 
+SIZES = "data: {val_size: 40, val_resize: 32, train_size: 32}\n"
+"""Do not fit before the child's."""
+
+
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("parent", "child", "overrides", "message"),
     [
-        (["trainer.epochs=0", "optim.lr=0.1"], "^trainer.epochs=0: trainer: epochs must be"),
-        (["optim.lr=0.1", "seed=-1"], "^seed=-1: seed must be in"),
-        (["data.augment.crop_scale=[1, 0]"], r"^data.augment.crop_scale=.*: data.augment: "),
-        (["data.val_size=64", "seed=3"], "^data.val_size=64: data: sizes must be"),
-        (["optim.lr=0.1"], "child.yaml: trainer: epochs must be at least 1, got -2$"),
+        ("", "", ["trainer.epochs=0", "optim.lr=0.1"], "^trainer.epochs=0: trainer: epochs must"),
+        ("", "", ["trainer.epochs=0", "trainer.epochs=-1"], "^trainer.epochs=-1: trainer: epochs"),
+        ("", "", ["optim.lr=0.1", "seed=-1"], "^seed=-1: seed must be in"),
+        (
+            "",
+            "",
+            ["data.augment.crop_scale=[1, 0]"],
+            r"^data.augment.crop_scale=.*: data.augment: ",
+        ),
+        (SIZES, "", ["data.val_size=640", "seed=3"], "^data.val_size=640: data: sizes must be"),
+        (SIZES, "trainer: {epochs: -2}", ["seed=3"], "child.yaml: trainer: epochs must .* got -2$"),
+        (f"{SIZES}seed: -1", "", ["seed=-1"], "parent.yaml: seed must be in"),
+        (
+            "trainer: {precision: foo}",
+            "trainer: {epochs: 0}",
+            ["trainer.epochs=3"],
+            "parent.yaml: trainer: precision must be one of",
+        ),
+        (
+            "",
+            "",
+            ["data.root=${trainer.nope}"],
+            "^data.root=.*: data: Interpolation key 'trainer.n",
+        ),
+        ("", "", ["seed=${oc.env:NOT_THERE}"], "^seed=.*Environment variable 'NOT_THERE' not f"),
     ],
 )
-def test_who_made_a_value_bad_is_blamed(tmp_path: Path, overrides: list[str], message: str) -> None:
-    """The source with which the section went bad, be it a recipe, its parent or an override.
-
-    A parent may be incomplete: the child's val_resize makes the sizes fit.
-    """
-    child = "base: parent.yaml\ndata: {val_resize: 48}\ntrainer: {epochs: %d}"
-    path = write(
-        tmp_path,
-        child=child % (-2 if message.startswith("child") else 2),
-        parent="data: {val_size: 40, val_resize: 32, train_size: 32}",
-    )
-    with pytest.raises(UsageError, match=message):
+def test_who_made_a_value_bad_is_blamed(
+    tmp_path: Path, parent: str, child: str, overrides: list[str], message: str
+) -> None:
+    """The source with which the section went bad, be it a recipe, its parent or an override."""
+    child = f"base: parent.yaml\ndata: {{val_resize: 480}}\n{child}"
+    path = write(tmp_path, child=child, parent=f"name: parent\n{parent}")
+    with pytest.raises(UsageError, match=message) as caught:
         load_recipe(path, overrides)
+    assert "\n" not in str(caught.value)

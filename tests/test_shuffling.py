@@ -38,7 +38,7 @@ def test_sorted_classes() -> None:
     assert sorted_warning(shards(labels[:1], 1), lanes=4, window=100) is None
 
 
-def test_mixing_of_imagenet() -> None:
+def test_quality_of_imagenet() -> None:
     """ImageNet sorted by class: 32 lanes see some of the 1,000 classes at a time."""
     labels, mixed = classes(1000, 1281)
     found = shuffle_quality(shards(labels, 1200), lanes=32, window=1024)
@@ -49,7 +49,7 @@ def test_mixing_of_imagenet() -> None:
     assert found.seen == pytest.approx(found.full, rel=1e-3)
 
 
-def test_mixing_is_that_of_the_loader() -> None:
+def test_quality_is_that_of_the_loader() -> None:
     """The loader's own order brings about as many classes in a step as is computed."""
     labels, _ = classes(200, 50)
     found = shuffle_quality(shards(labels, 50), lanes=4, window=100)

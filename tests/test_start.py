@@ -205,17 +205,6 @@ def test_a_checkpoint_for_a_moment(place: Place) -> None:
         pass
 
 
-def test_a_file_is_no_folder_for_a_run(tmp_path: Path) -> None:
-    """It is named, and stays."""
-    (tmp_path / "file").write_text("mine")
-    with (
-        pytest.raises(UsageError, match=r"file is a file; --run takes a folder"),
-        held(tmp_path / "file", warn=print),
-    ):
-        pytest.fail("it was held")
-    assert (tmp_path / "file").read_text() == "mine"
-
-
 def test_two_do_not_train_in_one_folder(tmp_path: Path) -> None:
     """The second one waits a moment, and is told who is there; a killed one leaves nothing."""
     warned: list[str] = []

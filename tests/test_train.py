@@ -29,7 +29,7 @@ def one_line(stderr: str) -> str:
 
 @pytest.fixture(scope="module")
 def finished(small_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run, to be read only."""
+    """The folder of a finished run: nothing that counts may change in it."""
     folder = tmp_path_factory.mktemp("finished")
     recipe = write_recipe(folder / "small.yaml", small_shards)
     assert train_program.main(["--config", str(recipe), "--run", str(folder / "run")]) == 0
@@ -99,15 +99,14 @@ def test_a_run_is_not_overwritten(
     assert last["global_step"] == 18
     capsys.readouterr()
     assert train_program.main([*again, "--resume", "auto", "--epochs", "3"]) == 0
-    assert capsys.readouterr().out.splitlines()[1:] == [
-        f"nothing to do: {trained}/checkpoints/last.ckpt ends 3 epochs; see --epochs"
-    ]
+    (line,) = capsys.readouterr().out.splitlines()[1:]
+    assert line.startswith(f"nothing to do: {trained}/checkpoints/last.ckpt is of step 18, and the")
 
 
 def test_the_doctor_looks_into_the_checkpoint(
-    finished: Path, small_recipe: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, small_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It says where the run goes on, and that another global batch, or seed, cannot."""
+    """It says where the run goes on, or why it cannot, or that there is nothing left to do."""
     examine = [
         "--config",
         str(small_recipe),
@@ -117,12 +116,26 @@ def test_the_doctor_looks_into_the_checkpoint(
         "--resume",
         "auto",
     ]
-    assert train_program.main(examine) == 0
-    assert "last.ckpt, epoch 1, step 12" in capsys.readouterr().out.splitlines()[-1]
-    for other, name in (("trainer.batch_size=4", "global_batch is 8"), ("seed=9", "seed is ")):
-        assert train_program.main([*examine, other]) == 2
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "weights.pt")
+    for more, status, said in (
+        ([], 0, "warning +.*last.ckpt, epoch 1, step 12: the run has ended; --epochs goes further"),
+        (["--epochs", "3"], 0, "warning +.*, step 12; with other values: trainer.epochs 2 -> 3$"),
+        (
+            ["trainer.batch_size=4"],
+            2,
+            "error +.* cannot resume: the checkpoint's global_batch",
+        ),
+        (["seed=9"], 2, "error +.* cannot resume: the checkpoint's seed is 0"),
+        (["model.name=resnet18"], 2, "error +.*last.ckpt is of another model, it has no network.l"),
+        (
+            ["--resume", f"{tmp_path}/weights.pt"],
+            3,
+            "error +.*weights.pt is no checkpoint",
+        ),
+    ):
+        assert train_program.main([*examine, *more]) == status
         found = capsys.readouterr().out.splitlines()[-1]
-        assert re.match(f"error +checkpoint +cannot resume: the checkpoint's {name}", found)
+        assert re.match(said, found), found
 
 
 def test_a_corrupt_byte_ends_the_run_with_the_samples_name(
@@ -202,7 +215,7 @@ def test_resuming_something_else_is_refused(
     name: str,
 ) -> None:
     """Another seed, order, batch or data set: the error names both values."""
-    overrides = [override, "trainer.epochs=3"]
+    overrides, recipe = [override, "trainer.epochs=3"], (finished / "recipe.yaml").read_text()
     if "imagefolder" in override:
         overrides.append(f"data.root={small_images}")
     status = train_program.main(
@@ -210,19 +223,41 @@ def test_resuming_something_else_is_refused(
     )
     assert status == 2
     assert name in one_line(capsys.readouterr().err)
-    assert yaml.safe_load((finished / "recipe.yaml").read_text())["trainer"]["epochs"] == 2
+    assert (finished / "recipe.yaml").read_text() == recipe
 
 
 def test_a_checkpoint_of_another_network_is_refused(
-    finished: Path, small_recipe: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, small_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """eval.py says that the checkpoint does not fit, in one line."""
-    status = eval_program.main(
-        ["--config", str(small_recipe), "--checkpoint", str(finished / "checkpoints/last.ckpt"),
-         "model.name=resnet18"]
-    )  # fmt: skip
-    assert status == 2
+    """eval.py and train.py say that the checkpoint does not fit, or is none, in one line."""
+    last, common = finished / "checkpoints/last.ckpt", ["--config", str(small_recipe)]
+    other = [*common, "model.name=resnet18"]
+    assert eval_program.main([*other, "--checkpoint", str(last)]) == 2
     assert "does not fit this recipe" in one_line(capsys.readouterr().err)
+    run_folder = ["--run", str(tmp_path / "run")]
+    assert train_program.main([*other, *run_folder, "--resume", str(last)]) == 2
+    message = r"cannot resume: the checkpoint is of another model, it has no network\.layer1\.1"
+    errors = capsys.readouterr().err
+    assert re.search(message, errors), errors
+    assert "Traceback" not in errors
+    weights = tmp_path / "weights.pt"
+    torch.save({"conv1.weight": torch.zeros(1)}, weights)
+    assert train_program.main([*common, *run_folder, "--resume", str(weights)]) == 3
+    assert "weights.pt is no checkpoint of a run" in one_line(capsys.readouterr().err)
+
+
+def test_a_file_is_no_folder_for_a_run(
+    small_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is named, whatever was to be done, and stays."""
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("file", "link"):
+        for more in ([], ["--doctor"], ["--find_lr"]):
+            line = ["--config", str(small_recipe), "--run", str(tmp_path / name), *more]
+            assert train_program.main(line) == 2
+            assert f"{name} is no folder; choose another" in one_line(capsys.readouterr().err)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_without_arguments_train_says_what_to_type(capsys: pytest.CaptureFixture[str]) -> None:
