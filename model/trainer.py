@@ -37,6 +37,8 @@ warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)
 warnings.filterwarnings("ignore", message=".*`broadcast_buffers` is deprecated")  # by torch 2.15
 warnings.filterwarnings("ignore", message=".*does not have many workers")  # the recipe's choice
 warnings.filterwarnings("ignore", message="Checkpoint directory .* exists")  # a resumed run's does
+# Of the callback that writes last.ckpt, where a resumed run writes it at other intervals.
+warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
 # Where SLURM is installed and one process is started without it, as on a login node.
 warnings.filterwarnings("ignore", message="The `srun` command is available")
 
