@@ -107,12 +107,12 @@ def _blame(states: Sequence[tuple[str, DictConfig]], error: Exception) -> str:
 def _faults(values: DictConfig, section: str = "") -> dict[str, str]:
     """What each section says of its own values, without those of the sections in it."""
     found: dict[str, str] = {}
-    own = dict[str, Any]()
+    own: list[str] = []
     for key, value in values.items_ex(resolve=False):
         if isinstance(value, DictConfig):
             found |= _faults(value, f"{section}{'.' * bool(section)}{key!s}")
         else:
-            own[str(key)] = value
+            own.append(str(key))
     try:
         kind = OmegaConf.get_type(values)
         assert kind is not None

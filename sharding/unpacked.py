@@ -21,6 +21,15 @@ _ENOUGH_IMAGES = 10
 _NEAR = 3
 """Data sets named at most."""
 
+_HALF = (
+    "there are tars, but their packing or copying was not finished (start the same command again), "
+    "or others made them (shard.py index adopts them)"
+)
+_IMAGES = (
+    "{where} holds images: pack them (python shard.py pack SRC DST); training also reads them as "
+    "they are (data.format=imagefolder)"
+)
+
 
 def unpacked(url: str) -> str:
     """What stands at a path or URL instead of a packed split, or of train/ and val/ of them."""
@@ -33,12 +42,6 @@ def unpacked(url: str) -> str:
     return _packed_nearby(store.url, above, name) or (
         _HALF if _has_tars(store.url) else "nothing was packed there"
     )
-
-
-_HALF = (
-    "there are tars, but their packing or copying was not finished (start the same command again), "
-    "or others made them (shard.py index adopts them)"
-)
 
 
 def _folder(folder: Path) -> str:
@@ -55,12 +58,6 @@ def _folder(folder: Path) -> str:
     if _holds_images(folder):
         return _IMAGES.format(where="it")
     return "nothing was packed there, or not to its end (then start the same pack command again)"
-
-
-_IMAGES = (
-    "{where} holds images: pack them (python shard.py pack SRC DST); training also reads them as "
-    "they are (data.format=imagefolder)"
-)
 
 
 def _packed_nearby(place: str, above: str, name: str) -> str | None:
