@@ -97,6 +97,8 @@ def load_weights(model: nn.Module, path: Path, which: str = "best") -> str:
         raise DataError(str(error)) from error
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if "state_dict" not in checkpoint:
+            raise ValueError("it is no checkpoint of a run, but of weights alone")
         # Lightning's WeightAveraging puts the average into state_dict, and what it averaged aside.
         averaged = "current_model_state" in checkpoint
         chosen = which if which != "best" else "ema" if averaged else "raw"

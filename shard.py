@@ -2,6 +2,7 @@
 """Turn ImageFolder data sets into tar shards, check them, and look into them."""
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from sharding.console import natural, picture, positive, share
 from sharding.dataset import PackedSplit, open_splits
 from sharding.errors import EXIT_USAGE, UsageError, reports_errors
 from sharding.info import MOST_SHARDS, main_info
+from sharding.store import local_path
 
 EXAMPLES = """examples:
   python shard.py pack /data/imagenet /data/imagenet-shards
@@ -35,10 +37,7 @@ EXAMPLES = """examples:
 def main_locate(options: argparse.Namespace) -> int:
     """Say where each rank's samples of one training step stand."""
     split = _training_split(options.destination)
-    try:
-        config = OrderConfig(seed=options.seed, lanes=options.lanes, window=options.window)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    config = _order(options)
     _check_epoch(options.epoch)
     order = Order([shard.samples for shard in split.manifest.shards], config)
     steps = order.steps(options.global_batch)
@@ -75,6 +74,7 @@ def main_locate(options: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=1))
         return 0
     print(
+        f"seed {config.seed}, {config.lanes} lanes, window {config.window}\n"
         f"epoch {options.epoch}, step {options.step} of {steps}: "
         f"{options.global_batch // options.world} samples a rank, the first of each:"
     )
@@ -109,6 +109,22 @@ def main_preview(options: argparse.Namespace) -> int:
     sheet.save(options.picture, "PNG")
     print(f"{options.picture}: {sheet.width} x {sheet.height} pixels")
     return 0
+
+
+def _order(options: argparse.Namespace) -> OrderConfig:
+    """The order of a run: the recipe's, where one is given, and what was typed over it."""
+    values = dataclasses.asdict(OrderConfig())
+    if options.recipe:
+        from recipes.schema import load_recipe  # noqa: PLC0415  (torch takes seconds to import)
+
+        recipe = load_recipe(options.recipe)
+        values = {"seed": recipe.seed, "lanes": recipe.data.lanes, "window": recipe.data.window}
+    typed = {name: getattr(options, name) for name in values}
+    values |= {name: value for name, value in typed.items() if value is not None}
+    try:
+        return OrderConfig(**values)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _training_split(url: str) -> PackedSplit:
@@ -169,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("unpack", main_unpack, "give the ImageFolder back, byte for byte")
     sub.add_argument("destination", metavar="DST")
-    sub.add_argument("folder", type=Path, metavar="FOLDER", help="new or empty")
+    sub.add_argument("folder", type=local_path, metavar="FOLDER", help="new or empty")
     add_workers(sub)
 
     sub = command("copy", main_copy, "copy a data set between stores; checked, goes on when killed")
@@ -212,9 +228,15 @@ def _parser() -> argparse.ArgumentParser:
         "--world", type=positive, default=1, metavar="W", help="number of ranks (default 1)"
     )
     sub.add_argument(
-        "--seed", type=natural, default=0, metavar="N", help="the run's seed (default 0)"
+        "--recipe", type=Path, metavar="YAML", help="whose seed, lanes and window are the run's"
     )
-    _add_order(sub)
+    for name in ("seed", "lanes", "window"):
+        sub.add_argument(
+            f"--{name}",
+            type=natural if name == "seed" else positive,
+            metavar="N",
+            help=f"the run's (default: the recipe's, or {getattr(OrderConfig(), name)})",
+        )
     sub.add_argument("--json", action="store_true", help="print every sample as JSON")
     return parser
 

@@ -4,7 +4,6 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import lightning
@@ -23,6 +22,7 @@ from sharding.dataset import PackedSplit
 from sharding.errors import DataError
 from sharding.manifest import Packing
 from sharding.source import scan
+from sharding.store import local_path
 
 FORMATS = ("shards", "imagefolder")
 _TRAIN_SHARE = 0.9  # of the cache; ImageNet's training split is 95% of its bytes
@@ -87,7 +87,7 @@ def open_reader(config: DataConfig, split: str, classes: tuple[str, ...] | None 
     """The samples of a split, in either format. `classes` fixes labels for format imagefolder."""
     folder = f"{config.root.rstrip('/')}/{split}"
     if config.format == "imagefolder":
-        return FolderReader(scan(Path(folder), classes=classes), config.packing)
+        return FolderReader(scan(local_path(folder), classes=classes), config.packing)
     packed = PackedSplit.open(folder)
     packed.check_present()
     return ShardReader(packed)
@@ -190,7 +190,7 @@ class ImageNetData(lightning.LightningDataModule):
         ranks = 1 if self.trainer is None else self.trainer.world_size // self.trainer.num_nodes
         node_limit = int(self.config.cache_gb * 1e9)
         return CacheConfig(
-            folder=Path(folder), limit=int(node_limit * share / ranks), node_limit=node_limit
+            folder=local_path(folder), limit=int(node_limit * share / ranks), node_limit=node_limit
         )
 
     def _topology(self) -> Topology:

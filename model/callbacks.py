@@ -34,9 +34,9 @@ class ExactValidation(lightning.Callback):
 
 
 class ProgressLines(lightning.Callback):
-    """What a progress bar would show, for logs that are no terminal; on rank 0.
+    """A line for each validation and, for logs without a progress bar, every so many seconds.
 
-    A line every so many seconds, and one for each validation.
+    On rank 0.
     """
 
     def __init__(
@@ -91,11 +91,13 @@ class ProgressLines(lightning.Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
         names = ("train/loss", "val/loss", "val/acc1", "val/acc5", "val_ema/acc1")
-        print(
-            f"epoch {trainer.current_epoch}, step {trainer.global_step}"
-            + _listed(": ", trainer, names),
-            flush=True,
-        )
+        line = f"epoch {trainer.current_epoch}, step {trainer.global_step}"
+        line += _listed(": ", trainer, names)
+        bar = trainer.progress_bar_callback
+        if bar is not None:  # above it
+            bar.print(line)
+        else:
+            print(line, flush=True)
 
     def _begin(self) -> None:
         self._since, self._images = self._clock(), 0

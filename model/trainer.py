@@ -1,6 +1,7 @@
 """The Lightning Trainer that a recipe asks for."""
 
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -202,8 +203,7 @@ def build_trainer(
         callbacks.append(
             MovingAverage(decay=config.ema_decay, every_n_steps=config.ema_every_n_steps)
         )
-    if not on_terminal:
-        callbacks.append(ProgressLines())
+    callbacks.append(ProgressLines(every_s=math.inf) if on_terminal else ProgressLines())
     if run is not None:
         callbacks += checkpoint_callbacks(
             run / "checkpoints",

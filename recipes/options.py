@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from sharding.console import picture
+from sharding.store import local_path
 
 EXAMPLES = """examples:
   python train.py --config recipes/demo.yaml
@@ -53,7 +54,7 @@ def train_options(description: str | None, arguments: list[str] | None) -> argpa
     )
     parser.add_argument(
         "--run",
-        type=Path,
+        type=local_path,
         metavar="FOLDER",
         help="for all output (default: runs/ and the recipe's name)",
     )

@@ -200,6 +200,8 @@ def _refuse_other(run: Path | None, published: Published | None) -> None:
 
 def _file(place: str) -> Path:
     path = Path(place)
+    if path.is_dir():
+        raise UsageError(f"{place} is a folder; name the checkpoint in it, or --run and auto")
     if not path.is_file():
         raise UsageError(f"there is no checkpoint {place}")
     return path

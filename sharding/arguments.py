@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sharding.console import byte_size, cores, natural, positive
 from sharding.manifest import CHECKS, ON_BAD, ImageRules, Packing
+from sharding.store import local_path
 
 _SURELY_NO_BYTES = 1000
 
@@ -12,7 +13,7 @@ _SURELY_NO_BYTES = 1000
 def add_pack(sub: argparse.ArgumentParser) -> None:
     """SRC, DST and all that decides what becomes of one in the other."""
     sub.add_argument(
-        "source", type=Path, metavar="SRC", help="folder with train/ and val/, or one split"
+        "source", type=local_path, metavar="SRC", help="folder with train/ and val/, or one split"
     )
     sub.add_argument(
         "destination", metavar="DST", help="folder for the shards; each split gets its own"

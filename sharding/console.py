@@ -8,6 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sharding.manifest import Shard
+from sharding.store import local_path
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -42,7 +43,7 @@ def picture(text: str) -> Path:
     """The path of a picture that is made: a PNG."""
     if Path(text).suffix.lower() != ".png":
         raise argparse.ArgumentTypeError(f"{text!r} is no name of a PNG; let it end with .png")
-    return Path(text)
+    return local_path(text)
 
 
 def share(text: str) -> float:

@@ -71,11 +71,16 @@ class Store(Protocol):
         ...
 
 
+def local_path(text: str) -> Path:
+    """A path as it was typed, with ~ for the home folder, also where no shell has seen to that."""
+    return Path(os.path.expanduser(text) if text == "~" or text.startswith("~/") else text)
+
+
 def open_store(url: str) -> Store:
     """The store behind a path, a file:// or an s3:// URL."""
     scheme, separator, rest = url.partition("://")
     if not separator:
-        return LocalStore(Path(url))
+        return LocalStore(local_path(url))
     if scheme == "file":
         return LocalStore(Path(rest))
     if scheme == "s3":

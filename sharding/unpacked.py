@@ -104,17 +104,17 @@ def _names(folder: Path) -> Iterator[str]:
 
 def _near(folder: Path) -> str:
     """What stands in the closest folder above that is there: what a slip of a finger hid."""
-    if str(folder).startswith("~"):
-        return " (~ stands for nothing here: write $HOME)"
-    parent = next((path for path in folder.absolute().parents if path.is_dir()), Path("/"))
+    parent = next((path for path in folder.absolute().parents if path.exists()), Path("/"))
+    if not parent.is_dir():
+        return f": {parent} is a file"
     if parent == Path("/"):
         return ""
+    found = [str(place) for place in (parent, *_folders_in(parent)) if _is_data_set(place)]
+    if found:
+        return f"; packed data near it: {', '.join(found[:_NEAR])}"
     if folder.name in SPLITS and parent == folder.absolute().parent and _holds_images(parent):
         return f"; {_IMAGES.format(where=parent)}"
-    found = [str(place) for place in (parent, *_folders_in(parent)) if _is_data_set(place)]
-    if not found:
-        return f" (in {parent})"
-    return f"; packed data near it: {', '.join(found[:_NEAR])}"
+    return f" (in {parent})"
 
 
 def _folders_in(parent: Path) -> Iterable[Path]:

@@ -24,6 +24,7 @@ def trainer(seen: int = 13, **attributes: Any) -> Any:
         "current_epoch": 3,
         "global_step": 70,
         "global_rank": 1,
+        "progress_bar_callback": None,
         "callback_metrics": {"val/seen": torch.tensor(float(seen)), "val/acc1": torch.tensor(0.5)},
     }
     return SimpleNamespace(**(values | attributes))
@@ -62,6 +63,11 @@ def test_a_validation_is_one_line_of_rank_0(capsys: pytest.CaptureFixture[str]) 
     lines.on_validation_end(trainer(is_global_zero=False), None)
     lines.on_validation_end(trainer(state=SimpleNamespace(fn="validate")), None)  # eval.py
     assert capsys.readouterr().out == "epoch 3, step 70: val/acc1 0.5000\n"
+    above: list[str] = []
+    bar = SimpleNamespace(print=above.append)
+    lines.on_validation_end(trainer(progress_bar_callback=bar), None)
+    assert above == ["epoch 3, step 70: val/acc1 0.5000"]
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(

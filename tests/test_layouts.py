@@ -48,6 +48,14 @@ def test_splits(tmp_path: Path, source: str, splits: dict[str, str]) -> None:
     assert found == {name: tmp_path / path for name, path in splits.items()}
 
 
+def test_a_folder_too_high_is_no_split(tmp_path: Path) -> None:
+    """Its folders are data sets, no classes; a class may have a folder `train` of images."""
+    write_files(tmp_path, {"high/imagenet/train/n1/x.jpg": b"", "ok/railway/train/x.jpg": b""})
+    with pytest.raises(UsageError, match=r"high/imagenet has train/ or val/ with folders in it"):
+        find_splits(tmp_path / "high")
+    assert find_splits(tmp_path / "ok") == {"train": tmp_path / "ok"}
+
+
 def test_splits_that_are_not_there(tmp_path: Path) -> None:
     """A missing source is wrong use; a split that is a dangling link is not passed over."""
     with pytest.raises(UsageError, match=r"nothing is no folder; give an ImageFolder"):

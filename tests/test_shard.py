@@ -147,7 +147,8 @@ def test_locate(packed: Path, call: Call, world: int, seed: int) -> None:
             xxhash.xxh3_64_intdigest(data) == split.read_index(place).table["xxh3"][line_of_index]
         )
     status, out, _ = call(line, *STEP)
-    title, *shown = out.splitlines()
+    assumed, title, *shown = out.splitlines()
+    assert assumed == f"seed {seed}, 4 lanes, window 3"
     assert (status, title) == (
         0, f"epoch 2, step 1 of 4: {6 // world} samples a rank, the first of each:"
     )  # fmt: skip
@@ -157,6 +158,18 @@ def test_locate(packed: Path, call: Call, world: int, seed: int) -> None:
         ["rank", *(str(row[name]) for name in ("rank", "shard", "offset", "size", "key"))]
         for row in rows[:: 6 // world]
     ]
+
+
+def test_locate_takes_the_order_of_a_recipe(packed: Path, call: Call) -> None:
+    """What is typed counts more; without either it says what it assumes."""
+    (packed / "own.yaml").write_text("seed: 5\ndata: {lanes: 4, window: 3}")
+    asked = call("locate out --seed 5 --lanes 4 --window 3", *STEP)
+    assert call(f"locate out --recipe {packed}/own.yaml", *STEP) == asked
+    more = call(f"locate out --recipe {packed}/own.yaml --lanes 7", *STEP)[1]
+    assert more.startswith("seed 5, 7 lanes, window 3\n")
+    default = OrderConfig()
+    found = call("locate out", *STEP)[1]
+    assert found.startswith(f"seed 0, {default.lanes} lanes, window {default.window}\n")
 
 
 def edit(**changes: object) -> None:

@@ -96,6 +96,13 @@ def test_ranged_reads(store: Store, offset: int, size: int) -> None:
         assert blob.read_at(offset, size) == BYTES[offset : offset + size]
 
 
+def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """~ is what a shell makes of it; names that begin with it are names."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_store("~/a").url == f"{tmp_path}/a"
+    assert (open_store("~").url, open_store("~a").url) == (str(tmp_path), "~a")
+
+
 def test_local_files(tmp_path: Path) -> None:
     """Shards are readable for all; hidden files and folders are no objects; blobs close."""
     for name in (".tmp-x", ".packing", "folder/b"):

@@ -94,11 +94,12 @@ def test_what_the_recipe_switches_on_is_there(tmp_path: Path) -> None:
 
 
 def test_on_a_terminal_there_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rich's where it is installed; elsewhere a line for each epoch."""
-    assert ProgressLines in kinds()
-    monkeypatch.setattr("model.trainer.sys.stdout.isatty", lambda: True, raising=False)
-    assert ProgressLines not in kinds()
+    """Rich's where it is installed; the line for each validation is there in any case."""
     bar = RichProgressBar if find_spec("rich") else TQDMProgressBar
+    assert ProgressLines in kinds()
+    assert bar not in kinds()
+    monkeypatch.setattr("model.trainer.sys.stdout.isatty", lambda: True, raising=False)
+    assert ProgressLines in kinds()
     assert bar in kinds()
 
 

@@ -39,7 +39,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("data/shard/train", "no such folder; packed data near it: {here}/data/shards$"),
         ("data/shards/test", "no such folder; packed data near it: {here}/data/shards$"),
         ("data/images/tran", r"no such folder \(in {here}/data/images\)$"),
-        ("~/shards/train", r"no such folder \(~ stands for nothing here: write \$HOME\)"),
+        ("data/images/train/ant/ant_0.JPEG/train", "no such folder: .*/ant_0.JPEG is a file$"),
         ("/nowhere/train", "no such folder$"),
         ("/train", "no such folder$"),
         ("data/images/train/ant/ant_0.JPEG", "it is a file"),
