@@ -1,10 +1,11 @@
 """Preemption: a signal asks, the ranks agree behind a batch, save together, and end.
 
-A scheduler that wants a node back sends SIGTERM or SIGUSR1, to one process or to all. The handler
-only sets a flag. After each batch, of training and of validation, the ranks begin to exchange
-their flags on the CPU, and look at the answer a batch later: so nobody waits, the device is not
-asked, and all see the same answer at the same place. Lightning's own handler, which talks to other
-ranks inside a signal handler and can hang, is out of the way.
+A scheduler that wants a node back sends SIGTERM or SIGUSR1, to one process or to all; a terminal
+sends SIGINT, to all of this machine's. The handler only sets a flag. After each batch, of training
+and of validation, the ranks begin to exchange their flags on the CPU, and look at the answer a
+batch later: so nobody waits, the device is not asked, and all see the same answer at the same
+place. Lightning's own handler, which talks to other ranks inside a signal handler and can hang, is
+out of the way.
 """
 
 import os
@@ -26,7 +27,8 @@ EXIT_PREEMPTED = 75
 MARKER = "PREEMPTED"
 """In the run's folder: torchrun makes 1 of a worker's 75, so launchers look for this file."""
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_HEARD = b"\nsaving behind this step, then ending; Ctrl-C again ends at once\n"
 
 
 class PreemptedError(Exception):
@@ -52,7 +54,7 @@ class Preemption(Checkpoint):
         self._checkpoint = run / "checkpoints" / LAST
         self._marker = run / MARKER
         self._timeout_s = timeout_s
-        self._asked = self._agreed = False
+        self._asked = self._agreed = self._speaks = self._ended = False
         self._before: dict[signal.Signals, Any] = {}
         self._group: Any = None
         self._exchange: Callable[[], bool] | None = None
@@ -71,6 +73,7 @@ class Preemption(Checkpoint):
         if trainer.world_size > 1:
             limit = timedelta(seconds=self._timeout_s)
             self._group = distributed.new_group(backend="gloo", timeout=limit)
+        self._speaks = trainer.is_global_zero
         self._before = {name: signal.signal(name, self._ask) for name in _SIGNALS}
 
     def on_train_start(
@@ -144,6 +147,11 @@ class Preemption(Checkpoint):
         self._before = {}
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and not self._ended:
+            if self._asked:  # there is no patience for a step, or none comes
+                raise KeyboardInterrupt
+            if self._speaks:
+                os.write(2, _HEARD)  # print may be what was interrupted
         self._asked = True
 
     def _end(self, trainer: lightning.Trainer, *, save: bool) -> None:
@@ -152,6 +160,7 @@ class Preemption(Checkpoint):
         if trainer.local_rank == 0:  # on each machine: they may not share the folder
             self._marker.parent.mkdir(parents=True, exist_ok=True)
             self._marker.write_text(f"step {trainer.global_step}\n")
+        self._ended = True
         raise PreemptedError(trainer.global_step, saved=save)
 
     def _agree(self) -> None:

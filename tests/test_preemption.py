@@ -3,12 +3,21 @@
 import csv
 import os
 import select
+import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from model.preemption import EXIT_PREEMPTED, MARKER, exit_status
+from model.preemption import (
+    EXIT_PREEMPTED,
+    MARKER,
+    PreemptedError,
+    Preemption,
+    exit_status,
+)
 from tests import faulty
 from tests.conftest import write_recipe
 from tests.faulty import Fault
@@ -63,6 +72,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (Fault(rank=0, place="train", step=3, do="SIGTERM"), (), 4),
         (Fault(rank=0, place="train", step=3, do="SIGUSR1", times=3), (), 4),
+        (Fault(rank=0, place="train", step=3, do="SIGINT"), (), 4),
         (Fault(rank=0, place="train", step=5, do="SIGTERM"), (), 6),  # an epoch's end
         (Fault(rank=0, place="save", step=4, do="SIGTERM", times=2), (), 4),
         (Fault(rank=0, place="validation", step=6, do="SIGTERM"), (), 6),
@@ -177,6 +187,23 @@ def test_all_ranks_end_and_go_on_exactly(
         _, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
     assert_same(run, whole, world=2, accumulate=True)
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The first one is told what it does; behind the end none does anything."""
+    preemption = Preemption(tmp_path, timeout_s=1)
+    preemption._speaks = True
+    preemption._ask(signal.SIGINT, None)
+    assert capfd.readouterr().err == (
+        "\nsaving behind this step, then ending; Ctrl-C again ends at once\n"
+    )
+    with pytest.raises(KeyboardInterrupt):
+        preemption._ask(signal.SIGINT, None)
+    stopped: Any = SimpleNamespace(local_rank=0, global_step=3)
+    with pytest.raises(PreemptedError):
+        preemption._end(stopped, save=False)
+    preemption._ask(signal.SIGINT, None)
+    assert capfd.readouterr().err == ""
 
 
 def test_exit_status(monkeypatch: pytest.MonkeyPatch) -> None:
