@@ -71,6 +71,13 @@ class NodeCache:
         self._farthest: list[tuple[int, int]] = []  # the same as a heap; some are outdated
         self._open: list[tuple[int, int]] = []  # heap of (last step, segment)
 
+    def begin(self, again: Mapping[int, int]) -> None:
+        """An epoch begins. What it does not use may be used after it: `again`, see close_before."""
+        for segment, use in self._idle.items():
+            if use == _NEVER and segment in again:
+                self._idle[segment] = again[segment]
+                heapq.heappush(self._farthest, (-again[segment], -segment))
+
     def close_before(self, step: int, again: Mapping[int, int]) -> None:
         """Let what is finished become idle; `again` tells when each is used in the next epoch."""
         while self._open and self._open[0][0] < step:
@@ -182,6 +189,7 @@ def cache_misses(
     found = []
     for now, then in pairwise(epochs):
         again = dict(zip(then.segments.tolist(), then.first.tolist(), strict=True))
+        cache.begin(again)
         misses = Misses([], [])
         uses = np.stack([now.first, now.segments, now.last], axis=1)
         for step, group in groupby(sorted(uses.tolist()), key=lambda use: use[0]):

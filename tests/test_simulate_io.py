@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from loaders.order import Order, OrderConfig
@@ -126,10 +126,15 @@ def cases(draw: st.DrawFn) -> tuple[list[int], list[int], OrderConfig, Cluster]:
     return counts, sizes, config, cluster
 
 
-# The same cases each time: in one run of about a dozen Hypothesis finds a cache nearly as large as
-# the data (7 shards of 1 byte, one of 3 with two samples, 9 bytes cached, 1 lane, batches of 2) in
-# which plan and walk differ by a shard. It is not known which of the two is right there.
-@settings(some_cases, derandomize=True)
+@example(  # each epoch leaves out a sample, and so a segment, which the next one needs
+    (
+        [1] * 7 + [2],
+        [1] * 7 + [3],
+        OrderConfig(seed=0, lanes=1, window=1),
+        Cluster(nodes=1, ranks_per_node=1, global_batch=2, cache_bytes=9),
+    )
+)
+@some_cases
 @given(cases())
 def test_the_plan_is_what_a_walk_over_the_order_finds(
     case: tuple[list[int], list[int], OrderConfig, Cluster],
