@@ -20,7 +20,7 @@ from model.hashes import BrokenCheckpointError, check, is_checkpoints, step_in
 from model.newest import local_candidates, newest
 from model.published import Published
 from sharding.errors import DataError, UsageError
-from sharding.store import LocalStore, atomic_file, open_store
+from sharding.store import LocalStore, atomic_file, local_path, open_store
 
 FETCHED = "fetched.ckpt"
 LOCK = ".lock"
@@ -199,7 +199,7 @@ def _refuse_other(run: Path | None, published: Published | None) -> None:
 
 
 def _file(place: str) -> Path:
-    path = Path(place)
+    path = local_path(place)
     if path.is_dir():
         raise UsageError(f"{place} is a folder; name the checkpoint in it, or --run and auto")
     if not path.is_file():

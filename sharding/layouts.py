@@ -39,9 +39,11 @@ def find_splits(source: Path) -> dict[str, Path]:
         found = {name: path for name, path in found.items() if path.is_dir()}
         if found:
             return found
-    for inner in sorted(path for path in source.iterdir() if path.is_dir()):
-        if any(path.is_dir() for split in SPLITS for path in (inner / split).glob("*")):
-            raise UsageError(f"{inner} has train/ or val/ with folders in it: is it the data set?")
+    for name in sorted(_names(source)[0]):
+        if any(_names(source / name / split)[0] for split in SPLITS):
+            raise UsageError(
+                f"{source / name} has train/ or val/ with folders in it: is it the data set?"
+            )
     name = source.resolve().name
     return {name if name in SPLITS else "train": source}
 

@@ -82,7 +82,7 @@ def _is_packed(url: str) -> bool:
     """Whether a manifest is there, as far as that can be told."""
     try:
         open_store(url).open(MANIFEST_NAME)
-    except (DataError, UsageError, OSError):
+    except (DataError, UsageError, OSError):  # a hint that cannot be had hides no error
         return False
     return True
 
@@ -92,7 +92,7 @@ def _has_tars(url: str) -> bool:
         store = open_store(url)
         names = _names(store.root) if isinstance(store, LocalStore) else store.sizes()
         return any(map(_TAR.fullmatch, names))
-    except (DataError, UsageError, OSError):
+    except (DataError, UsageError, OSError):  # a hint, as above; often the folder is not there
         return False
 
 
@@ -120,7 +120,7 @@ def _near(folder: Path) -> str:
 def _folders_in(parent: Path) -> Iterable[Path]:
     try:
         return [parent / name for name in sorted(islice(_names(parent), _LOOKED_INTO))]
-    except OSError:
+    except OSError:  # may not be listed
         return []
 
 
@@ -132,7 +132,7 @@ def _holds_images(folder: Path) -> bool:
     """Whether the packer would find some there, in ImageNet's layouts or in class folders."""
     try:
         splits = find_splits(folder).values()
-    except (DataError, UsageError, OSError):
+    except (DataError, UsageError, OSError):  # then the packer would find none, either
         return False
     walked = (
         place
