@@ -166,7 +166,7 @@ def test_the_second_epoch_reads_nothing_from_the_store(
 
 
 def test_ranks_of_a_node_share_the_cache(url: str, tmp_path: Path) -> None:
-    """Two ranks fill one folder, lanes that both read included: no segment is fetched twice."""
+    """Two ranks train while they fill one folder, lanes that both read included."""
     loaders = [make_cached(url, tmp_path / "c", rank=rank, world=2, workers=1) for rank in (0, 1)]
     expected = [make_loader(rank=rank, world=2) for rank in (0, 1)]
     for epoch in range(2):
@@ -176,18 +176,37 @@ def test_ranks_of_a_node_share_the_cache(url: str, tmp_path: Path) -> None:
             zip(*loaders, strict=True), zip(*expected, strict=True), strict=True
         ):
             assert_equal(list(found), list(plain))
-    split = PackedSplit.open(url)
-    needed = [needed_in(tmp_path / "c", rank, 2, split, batch=GLOBAL_BATCH)[1] for rank in (0, 1)]
-    cache = SegmentCache(tmp_path / "c", split)
-    until(lambda: set(cache.sizes()) == needed[0] | needed[1])
-    assert needed[0] & needed[1]
-    # The counters follow the files by a moment.
-    until(
-        lambda: (
-            sum(loader.counters().fetched_bytes for loader in loaders)
-            == cached_bytes(tmp_path / "c")
+    until_shared(url, tmp_path / "c")
+
+
+def test_ranks_of_a_node_fetch_no_segment_twice(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over a slow wire, so that they meet. No rank trains: its reader may bring bytes itself."""
+    with FaultProxy(s3_endpoint(), bytes_per_s=100_000) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        loaders = [make_cached(url, tmp_path / "c", rank=rank, world=2) for rank in (0, 1)]
+        for loader in loaders:
+            fetcher_of(loader).at(0)
+        until_shared(url, tmp_path / "c")
+        # The counters follow the files by a moment.
+        until(
+            lambda: (
+                sum(loader.counters().fetched_bytes for loader in loaders)
+                == cached_bytes(tmp_path / "c")
+            )
         )
-    )
+        reads = [(seen.path, seen.range) for seen in proxy.seen if ".tar" in seen.path]
+    assert len(reads) == len(set(reads)) > 0
+
+
+def until_shared(url: str, folder: Path) -> None:
+    """Wait for all that two ranks need, of which they share some."""
+    split = PackedSplit.open(url)
+    needed = [needed_in(folder, rank, 2, split, batch=GLOBAL_BATCH)[1] for rank in (0, 1)]
+    assert needed[0] & needed[1]
+    cache = SegmentCache(folder, split)
+    until(lambda: set(cache.sizes()) == needed[0] | needed[1])
 
 
 def test_a_damaged_store_costs_speed_alone(
