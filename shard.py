@@ -7,9 +7,9 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 
+from loaders.locate import places
 from loaders.order import Order, OrderConfig
 from sharding.arguments import add_pack, add_workers
 from sharding.commands import main_copy, main_index, main_pack, main_seal, main_unpack, main_verify
@@ -19,6 +19,7 @@ from sharding.errors import EXIT_USAGE, UsageError, reports_errors
 from sharding.info import MOST_SHARDS, main_info
 from sharding.store import local_path
 
+_MOST_SHOWN = 100  # rows of a contact sheet
 EXAMPLES = """examples:
   python shard.py pack /data/imagenet /data/imagenet-shards
   python shard.py pack /data/imagenet /data/imagenet-shards --cluster tcp://scheduler:8786
@@ -40,48 +41,27 @@ def main_locate(options: argparse.Namespace) -> int:
     config = _order(options)
     _check_epoch(options.epoch)
     order = Order([shard.samples for shard in split.manifest.shards], config)
-    steps = order.steps(options.global_batch)
-    if options.step >= steps:
-        raise UsageError(f"--step {options.step}: an epoch has {steps} steps, 0 to {steps - 1}")
-    if options.global_batch % options.world:
-        raise UsageError(
-            f"--global_batch {options.global_batch} is not divisible by --world {options.world}"
-        )
-    shown = None if options.json else 1
-    read_index = lru_cache(split.read_index)
-    rows = []
-    for rank in range(options.world):
-        numbers = order.part(
-            epoch=options.epoch,
-            step=options.step,
-            batch=options.global_batch,
-            rank=rank,
-            world=options.world,
-        )
-        for number in numbers[:shown].tolist():
-            shard, row = order.place(number)
-            index = read_index(shard)
-            rows.append(
-                {
-                    "rank": rank,
-                    "shard": split.manifest.shards[shard].url,
-                    "offset": int(index.table["offset"][row]),
-                    "size": int(index.table["size"][row]),
-                    "key": index.key(row),
-                }
-            )
+    found = places(
+        split,
+        order,
+        epoch=options.epoch,
+        step=options.step,
+        global_batch=options.global_batch,
+        world=options.world,
+        most=None if options.json else 1,
+    )
     if options.json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps([place._asdict() for place in found], indent=1))
         return 0
     print(
         f"seed {config.seed}, {config.lanes} lanes, window {config.window}\n"
-        f"epoch {options.epoch}, step {options.step} of {steps}: "
+        f"epoch {options.epoch}, step {options.step} of {order.steps(options.global_batch)}: "
         f"{options.global_batch // options.world} samples a rank, the first of each:"
     )
-    for place in rows:
+    for place in found:
         print(
-            f"rank {place['rank']:<4} {place['shard']}  offset {place['offset']:>12}  "
-            f"{place['size']:>8} bytes  {place['key']}"
+            f"rank {place.rank:<4} {place.shard}  offset {place.offset:>12}  "
+            f"{place.size:>8} bytes  {place.key}"
         )
     return 0
 
@@ -93,6 +73,8 @@ def main_preview(options: argparse.Namespace) -> int:
     from recipes.schema import Recipe, load_recipe  # noqa: PLC0415
 
     _check_epoch(options.epoch, shown=EPOCHS)
+    if options.samples > _MOST_SHOWN:
+        raise UsageError(f"--samples must be at most {_MOST_SHOWN}, got {options.samples}")
     recipe = load_recipe(options.recipe) if options.recipe else Recipe()
     split = _training_split(options.destination)
     notes = ["Mixup and cutmix, which mix whole images on the device, are not shown."]

@@ -121,7 +121,10 @@ def adopt_shard(task: AdoptTask) -> AdoptedShard:
         blob = _HashedPass(base.open(name))
         blob.read_at(0, min(1, blob.size))  # a folder can be opened, but not read
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise DataError(f"{where} is missing or a folder; is its URL right?") from error
+        raise DataError(
+            f"{where} is missing or a folder; name tars: 'folder/name-{{000..999}}.tar' stands for "
+            "a thousand, and nothing else is expanded"
+        ) from error
     found = read_samples(blob, where, labels=task.labels, label_key=task.label_key)
     index = SampleIndex.from_rows(found.rows, found.keys).to_bytes()
     if task.write:

@@ -20,7 +20,7 @@ from sharding.manifest import MANIFEST_NAME, ImageRules, Manifest, Packing, Shar
 from sharding.pack import REJECTED_NAME, Job, pack, pack_part, seal
 from sharding.shuffling import sorted_warning
 from sharding.source import scan
-from sharding.store import Store, open_store
+from sharding.store import Store, local_path, open_store
 from sharding.unpack import unpack
 from sharding.urls import expand
 from sharding.verify import verify
@@ -48,6 +48,8 @@ def main_pack(options: argparse.Namespace) -> int:
                 job, workers=options.workers, cluster=options.cluster, progress=bar.advance
             )
         _say_packed(manifest, job.store, ignored)
+    if part is None:
+        _say_lonely(_destination(options))
     return 0
 
 
@@ -59,6 +61,7 @@ def main_seal(options: argparse.Namespace) -> int:
                 job, workers=options.workers, cluster=options.cluster, progress=bar.advance
             )
         _say_packed(manifest, job.store, ignored)
+    _say_lonely(_destination(options))
     return 0
 
 
@@ -99,20 +102,23 @@ def main_verify(options: argparse.Namespace) -> int:
     """Re-read every byte, or a share; a line for each thing wrong, exit status 3 if any."""
     problems = 0
     for name, split in open_splits(options.destination).items():
+        damaged = 0
         with ProgressBar(f"verify {name}", split.manifest.samples) as bar:
             found = verify(split, workers=options.workers, share=options.sample, seed=options.seed)
             for number, lines in found:
                 for line in lines:
                     tqdm.write(line, file=sys.stderr)
                 problems += len(lines)
+                damaged += bool(lines)
                 bar.advance(split.manifest.shards[number])
         manifest = split.manifest
         read = (
-            f"{manifest.total_bytes / 1e6:.1f} MB read"
+            f"all {manifest.total_bytes / 1e6:.1f} MB read"
             if options.sample == 1
             else f"all indexes and {options.sample:.2%} of the samples read"
         )
-        print(f"{name}: {manifest.samples} samples in {len(manifest.shards)} shards, {read}")
+        result = f"{damaged} of them damaged" if damaged else read
+        print(f"{name}: {manifest.samples} samples in {len(manifest.shards)} shards, {result}")
     if problems:
         raise DataError(f"{options.destination}: {problems} problem(s), see above")
     print("everything is as it was packed")
@@ -121,6 +127,7 @@ def main_verify(options: argparse.Namespace) -> int:
 
 def main_unpack(options: argparse.Namespace) -> int:
     """Give the ImageFolder back."""
+    _outside(options.folder, options.destination)
     for name, split in open_splits(options.destination).items():
         folder = options.folder / name
         with ProgressBar(f"unpack {name}", split.manifest.samples) as bar:
@@ -139,6 +146,7 @@ def main_unpack(options: argparse.Namespace) -> int:
 def main_copy(options: argparse.Namespace) -> int:
     """Copy every split to another store."""
     destination = _destination(options)
+    _outside(destination, options.source)
     for name, split in open_splits(options.source).items():
         store = open_store(f"{destination}/{name}")
         with ProgressBar(f"copy {name}", split.manifest.samples) as bar:
@@ -179,7 +187,7 @@ def _jobs(options: argparse.Namespace) -> Iterator[tuple[Job, int]]:
             "has class folders, which are its labels"
         )
     for split, folder in splits.items():
-        _apart(folder, f"{destination}/{split}")
+        _outside(f"{destination}/{split}", folder)
         if split == "val":
             classes = _agreed(classes, _packed_classes(destination), destination)
         class_of = None
@@ -194,11 +202,15 @@ def _jobs(options: argparse.Namespace) -> Iterator[tuple[Job, int]]:
         yield job, listing.ignored
 
 
-def _apart(images: Path, shards: str) -> None:
-    """Raise UsageError if the shards would lie among the images."""
-    place = Path(shards).resolve()
-    if "://" not in shards and images.resolve() in (place, *place.parents):
-        raise UsageError(f"{shards} lies in {images}, among the images; choose another folder")
+def _outside(made: str | Path, read: str | Path) -> None:
+    """Raise UsageError if what is made would lie among what it is made from."""
+    if any("://" in str(place) for place in (made, read)):
+        inside = str(made).rstrip("/") == str(read).rstrip("/")
+    else:
+        place = local_path(str(made)).resolve()
+        inside = local_path(str(read)).resolve() in (place, *place.parents)
+    if inside:
+        raise UsageError(f"{made} is or lies in {read}, which is read; choose another place")
 
 
 def _destination(options: argparse.Namespace) -> str:
@@ -222,6 +234,16 @@ def _say_packed(manifest: Manifest, store: Store, ignored: int) -> None:
             f"{store.url}/{REJECTED_NAME}",
             file=sys.stderr,
         )
+
+
+def _say_lonely(destination: str) -> None:
+    """Say that training needs a validation split, where there is none beside the training split."""
+    packed = {
+        split: MANIFEST_NAME in open_store(f"{destination}/{split}").sizes()
+        for split in ("train", "val")
+    }
+    if packed["train"] and not packed["val"]:
+        print(f"next: {destination} has no val/ yet, which train.py needs: shard.py pack SRC/val")
 
 
 def _part(text: str | None) -> Part | None:

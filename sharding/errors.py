@@ -24,18 +24,19 @@ class BadImageError(DataError):
     """Raised for an image that cannot be used; the one kind of fault that a packer may skip."""
 
 
-# What is used up, and where more of it comes from.
+# What is used up, and where more of it comes from; and a path through what is no folder.
 _REMEDIES = {
     errno.EMFILE: "raise the limit of this shell (`ulimit -n 65536`), or use fewer workers",
     errno.ENFILE: "the whole machine has too many open: raise fs.file-max, or end other programs",
     errno.ENOSPC: "free some space (see `df -h`), or use another disk",
     errno.EDQUOT: "free some of your quota, or use another disk",
+    errno.ENOTDIR: "a file stands where a folder is needed; choose another path",
     errno.ENOMEM: "use fewer workers, or a larger limit of memory (`ulimit -v`, control group)",
 }
 
 
 def with_remedy(error: OSError) -> str:
-    """The error's text and, where something is used up, what to do."""
+    """The error's text and, where that is known, what to do."""
     remedy = _REMEDIES.get(error.errno or 0)
     return f"{error}; {remedy}" if remedy else str(error)
 

@@ -43,6 +43,28 @@ def test_there_and_back(call: Call) -> None:
     assert files_below(Path("back")) == files_below(Path("in"))
 
 
+def test_training_needs_both_splits(call: Call) -> None:
+    """Who packs one split alone is told what is left to pack, until it is packed."""
+    left = "next: out has no val/ yet, which train.py needs: shard.py pack SRC/val\n"
+    assert call("pack in/train out")[1].endswith(f" JPEG)\n{left}")
+    assert left not in call("pack in/val out")[1]
+    assert left not in call("pack in/train out")[1]
+    assert "has no val" not in call("pack in/val other")[1]
+
+
+def test_verify_counts_what_is_damaged(call: Call) -> None:
+    """What could not be read is not said to have been."""
+    call("pack in out --max_samples 4")
+    assert "train: 16 samples in 4 shards, all 0.0 MB read\n" in call("verify out")[1]
+    Path("out/train/train-000001.tar").unlink()
+    status, out, err = call("verify out")
+    assert (status, err.count("\n")) == (3, 2)
+    assert out == (
+        "train: 16 samples in 4 shards, 1 of them damaged\n"
+        "val: 3 samples in 1 shards, all 0.0 MB read\n"
+    )
+
+
 def test_verify_a_share(call: Call) -> None:
     """A share reads every index and some samples; what it finds wrong has status 3."""
     call("pack in out --max_samples 4")
@@ -115,7 +137,15 @@ def test_sorted_shards_get_a_warning(call: Call, in_order: bool) -> None:
         ("pack in out --val_labels x.csv", "has class folders, which are its labels"),
         ("pack in out --classes nothing.txt", "nothing.txt"),
         ("seal in out", "there are none"),
-        ("index nothing-{0..3}.tar out", "nothing-0.tar"),
+        ("index nothing-{0..3}.tar out", "nothing-0.tar is missing"),
+        (
+            "index in out",
+            "in is missing or a folder; name tars: 'folder/name-{000..999}.tar' stands",
+        ),
+        (
+            "index *.tar out",
+            "*.tar is missing or a folder; name tars: 'folder/name-{000..999}.tar'",
+        ),
     ],
 )
 def test_wrong_use(call: Call, line: str, message: str) -> None:

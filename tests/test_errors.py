@@ -52,5 +52,5 @@ def test_bugs_keep_their_traceback(error: type[BaseException]) -> None:
 def test_outcomes_of_errors_that_are_told_elsewhere() -> None:
     """The same statuses for who reports by himself; a bug has none."""
     assert outcome(BadImageError("no image")) == (3, "no image")
-    assert outcome(NotADirectoryError(20, "Not a directory")) == (2, "[Errno 20] Not a directory")
+    assert outcome(FileExistsError(17, "File exists")) == (2, "[Errno 17] File exists")
     assert outcome(ValueError("of ours")) is None

@@ -226,14 +226,22 @@ def test_bad_manifest(call: Call, line: str, damage: Callable[[], None], message
         ("verify in", {}, 3, "val/: it holds images: pack them"),
         ("pack out new", {}, 2, "out/train has no class folders, it is packed"),
         ("verify pipe://cat", {}, 2, "cannot open 'pipe://cat"),
-        ("pack in in", {}, 2, "in/train lies in in/train, among the images; choose another"),
-        ("pack in in/train/out", {}, 2, "in/train/out/train lies in in/train, among the images"),
+        ("unpack out out/train/in", {}, 2, "out/train/in is or lies in out, which is read; choose"),
+        ("copy out ./out/", {}, 2, "./out is or lies in out, which is read; choose another place"),
+        ("copy file://out file://out/", {}, 2, "is or lies in file://out, which is read"),
+        *(
+            (f"{command} file", {"file": b""}, 2, "a file stands where a folder is needed; choose")
+            for command in ("pack in", "unpack out", "copy out", "index out/train/train-000000.tar")
+        ),
+        ("preview out sheet.png --samples 101", {}, 2, "--samples must be at most 100, got 101"),
+        ("pack in in", {}, 2, "in/train is or lies in in/train, which is read; choose"),
+        ("pack in in/train/out", {}, 2, "in/train/out/train is or lies in in/train, which"),
         ("locate out --epoch 0 --step 4 --global_batch 6", {}, 2, "has 4 steps, 0 to 3"),
         (
             "locate out --epoch 0 --step 0 --global_batch 6 --world 4",
             {},
             2,
-            "6 is not divisible by",
+            "a global batch of 6 is not divisible by 4 ranks",
         ),
     ],
     ids=itertools.count(),
