@@ -2,38 +2,36 @@
 """Train a recipe on packed shards; a run that was stopped goes on at the exact sample."""
 
 import argparse
-import json
 import os
 import sys
-from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 import lightning
 from lightning.pytorch.utilities import rank_zero_only
 
 from loaders.datamodule import ImageNetData
 from loaders.decode import decoder_name
-from model.classifier import Classifier, ImageBatch, OtherNetworkError
+from model.classifier import Classifier, OtherNetworkError
 from model.elastic import UnfinishedStepError
 from model.guards import DivergedError
 from model.hashes import BrokenCheckpointError
 from model.liveness import last_word
 from model.loggers import build_loggers
-from model.lr_finder import Found, LRFinder, NoRateError
+from model.lr_finder import NoRateError
 from model.mirror import Mirror
 from model.preemption import PreemptedError, exit_status
 from model.published import Published
 from model.sharing import DisagreementError, agree
 from model.trainer import build_trainer
-from recipes.build import build_data, build_model, schedule_of
+from recipes.build import build_data, build_model
 from recipes.checks import exit_status as doctors_status
 from recipes.doctor import examine
 from recipes.options import train_options
+from recipes.rates import build_finder, plot_schedule
 from recipes.record import RecipeRecord
 from recipes.schema import Recipe, as_dict, load_recipe
 from recipes.start import HELD_S, Start, forget, held, open_published, placeholder, start_of
+from sharding.console import count
 from sharding.errors import (
     EXIT_USAGE,
     DataError,
@@ -56,7 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.doctor:
         return _doctor(recipe, run, options.resume)
     if options.plot_lr is not None:
-        return _plot_lr(recipe, options.plot_lr)
+        _say(plot_schedule(recipe, options.plot_lr))
+        return 0
     if run is None or options.find_lr or _rank():
         return _train(recipe, run, options)
     # A new run would be refused there in any case; one that goes on may follow its own end.
@@ -77,6 +76,9 @@ def _train(recipe: Recipe, run: Path | None, options: argparse.Namespace) -> int
     data = build_data(recipe)
     model = build_model(recipe, data)
     written = None if options.find_lr else run  # where the run itself is written
+    more: list[lightning.Callback] = [RecipeRecord(as_dict(recipe), _warn, run=written)]
+    if options.find_lr or recipe.optim.finds_lr:
+        more.insert(0, build_finder(recipe, data, run, train=not options.find_lr, say=_say))
     trainer = build_trainer(
         recipe.trainer,
         atomic_file=atomic_file,
@@ -86,24 +88,15 @@ def _train(recipe: Recipe, run: Path | None, options: argparse.Namespace) -> int
         epoch_steps=data.steps(recipe.trainer.global_batch),
         loggers=build_loggers(recipe.logging, written, name=recipe.name, facts=as_dict(recipe)),
         keys_of=lambda numbers: [data.train.key(number) for number in numbers],
-        more=[
-            *_finder(recipe, data, run, train=not options.find_lr),
-            RecipeRecord(as_dict(recipe), _warn, run=written),
-        ],
+        more=more,
         mirror=mirror,
         outcome=_outcome,
         complain=complain,
     )
     checkpoint = agree(trainer, start.path, name=placeholder(run))
     where = start.where or "another rank"
-    rate = recipe.optim.effective_lr(recipe.trainer.global_batch)
     _say(
-        f"{recipe.name}: {recipe.model.name}, {sum(data.train.counts)} training and "
-        f"{sum(data.val.counts)} validation images of {len(data.train.classes)} classes, "
-        f"{recipe.trainer.epochs} epochs of {data.steps(recipe.trainer.global_batch)} steps, "
-        f"global batch {recipe.trainer.global_batch}, peak learning rate "
-        f"{'to be found' if recipe.optim.finds_lr else format(rate, 'g')}, "
-        f"{decoder_name(recipe.data.decoder)}, "
+        f"{_headline(recipe, data)}, "
         + (f"resuming from {where}" if checkpoint else "from scratch")
     )
     status = _fit(trainer, model, data, checkpoint)
@@ -112,12 +105,30 @@ def _train(recipe: Recipe, run: Path | None, options: argparse.Namespace) -> int
     if checkpoint and not trainer.callback_metrics and not recipe.trainer.fast_dev_run:
         _say(
             f"nothing to do: {where} is of step {trainer.global_step}, and the run ends after "
-            f"{recipe.trainer.epochs} epochs; --epochs N goes further"
+            f"{count(recipe.trainer.epochs, 'epoch')}; --epochs N goes further"
         )
     complaint = recipe.expected.complaint(trainer.callback_metrics)
-    if complaint is not None and recipe.trainer.runs_in_full:
+    if complaint is not None and not recipe.trainer.cuts:
         _warn(complaint)
     return 0
+
+
+def _headline(recipe: Recipe, data: ImageNetData) -> str:
+    """What is trained, on what, for how long and how."""
+    batch = recipe.trainer.global_batch
+    rate = "to be found" if recipe.optim.finds_lr else f"{recipe.optim.effective_lr(batch):g}"
+    return ", ".join(
+        [
+            f"{recipe.name}: {recipe.model.name}",
+            f"{sum(data.train.counts)} training and {sum(data.val.counts)} validation images",
+            count(len(data.train.classes), "class"),
+            f"{count(recipe.trainer.epochs, 'epoch')} of {count(data.steps(batch), 'step')}",
+            *(f"shortened by trainer.{cut}" for cut in recipe.trainer.cuts),
+            f"global batch {batch}",
+            f"peak learning rate {rate}",
+            decoder_name(recipe.data.decoder),
+        ]
+    )
 
 
 def _fit(
@@ -174,59 +185,6 @@ def _doctor(recipe: Recipe, run: Path | None, resume: str | None) -> int:
         print(finding, flush=True)
         found.append(finding)
     return doctors_status(found)
-
-
-def _finder(
-    recipe: Recipe, data: ImageNetData, run: Path | None, *, train: bool
-) -> list[lightning.Callback]:
-    """What finds a learning rate, where that is asked for."""
-    if train and not recipe.optim.finds_lr:
-        return []
-    plots = _plots()
-
-    def endless() -> Iterator[ImageBatch]:
-        while True:
-            yield from data.train_dataloader()
-
-    def report(found: Found) -> None:
-        if run is not None:
-            run.mkdir(parents=True, exist_ok=True)
-            (run / "lr_finder.json").write_text(json.dumps(found.facts(), indent=1) + "\n")
-            plots.plot_finder(found, run / "lr_finder_plot.png")
-        _say(
-            f"learning rate found: {found.suggestion:.6g}"
-            + (f" ({run}/lr_finder.json)" if run else "")
-        )
-
-    return [
-        LRFinder(recipe.lr_finder, batches=endless, report=report, seed=recipe.seed, train=train)
-    ]
-
-
-def _plot_lr(recipe: Recipe, path: Path) -> int:
-    """Draw the schedule of the recipe over the steps that its data makes."""
-    plots = _plots()
-    data = build_data(recipe)
-    epoch_steps = data.steps(recipe.trainer.global_batch)
-    plots.plot_schedule(
-        schedule_of(recipe, epoch_steps),
-        epoch_steps=epoch_steps,
-        epochs=recipe.trainer.epochs,
-        path=path,
-    )
-    _say(f"{path}: {recipe.schedule.name}, {recipe.trainer.epochs} epochs of {epoch_steps} steps")
-    return 0
-
-
-def _plots() -> ModuleType:
-    """Raises UsageError where matplotlib is missing: at the start, not where there is a result."""
-    try:
-        return import_module("model.plots")
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            "learning rates are drawn with matplotlib, which is missing: "
-            "pip install 'shardstream[plots]'"
-        ) from error
 
 
 def _published(recipe: Recipe, run: Path | None) -> Published | None:

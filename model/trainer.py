@@ -5,7 +5,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -128,10 +128,11 @@ class TrainerConfig:
                 raise ValueError(f"{field} must be in (0, 1], got {getattr(self, field)}")
 
     @property
-    def runs_in_full(self) -> bool:
-        """Whether nothing shortens training or validation."""
-        shares = self.limit_train_batches == self.limit_val_batches == 1
-        return shares and not self.fast_dev_run and not self.overfit_batches
+    def cuts(self) -> list[str]:
+        """What shortens training or validation, as field=value; nothing does in a whole run."""
+        names = {"limit_train_batches", "limit_val_batches", "fast_dev_run", "overfit_batches"}
+        values = {field: getattr(self, field.name) for field in fields(self) if field.name in names}
+        return [f"{f.name}={value}" for f, value in values.items() if value != f.default]
 
     @property
     def world(self) -> int:

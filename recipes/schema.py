@@ -8,7 +8,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -28,6 +29,7 @@ from model.trainer import TrainerConfig
 from sharding.errors import UsageError
 
 _RECIPES = Path(__file__).parent
+_KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             OmegaConf.set_readonly(merged, False)
             merged = OmegaConf.merge(merged, values)
         except OmegaConfBaseException as error:
-            raise UsageError(f"{source}: {first_line(error)} ({error.full_key})") from error
+            raise UsageError(f"{source}: {_misfit(error, values)}") from error
         assert isinstance(merged, DictConfig)
         states.append((source, merged))
     try:
@@ -122,6 +124,20 @@ def _faults(values: DictConfig, section: str = "") -> dict[str, str]:
     return found
 
 
+def _misfit(error: OmegaConfBaseException, values: Mapping[str, Any]) -> str:
+    """What a value has to be and is not; in OmegaConf's words where it stands in a list."""
+    kind: Any = Recipe
+    value: Any = values
+    for key in (parts := str(error.full_key).split(".")):
+        kind = get_type_hints(kind).get(key) if dataclasses.is_dataclass(kind) else None
+        value = value.get(key) if isinstance(value, Mapping) else None
+    kinds = [_KINDS.get(part, "") for part in get_args(kind) or (kind,) if part is not NoneType]
+    if not parts or not all(kinds):
+        return f"{first_line(error)} ({error.full_key})"
+    got = "nothing" if value is None else repr(value)
+    return f"{error.full_key} must be {' or '.join(kinds)}, got {got}"
+
+
 def _with_parents(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """(file, values) of the recipe and all its parents, the eldest first."""
     chain: list[tuple[str, dict[str, Any]]] = []
@@ -167,11 +183,22 @@ def _check_keys(values: Mapping[Any, Any], kind: type, source: str, prefix: str 
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for key, value in values.items():
         if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, 1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(fields)}"
+            near = _elsewhere(str(key)) if not prefix else []
+            near += [prefix + name for name in difflib.get_close_matches(str(key), fields, 1)]
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(fields)}"
             raise UsageError(f"{source}: unknown key {prefix}{key}; {hint}")
         section = fields[key].default_factory
         if isinstance(section, type) and dataclasses.is_dataclass(section):
             if not isinstance(value, Mapping):
                 raise UsageError(f"{source}: {prefix}{key} is a section, it cannot be {value!r}")
             _check_keys(value, section, source, f"{prefix}{key}.")
+
+
+def _elsewhere(key: str) -> list[str]:
+    """Where a key stands that was given without its section."""
+    sections = {f.name: f.default_factory for f in dataclasses.fields(Recipe)}
+    return [
+        f"{section}.{key}"
+        for section, kind in sections.items()
+        if isinstance(kind, type) and key in {f.name for f in dataclasses.fields(kind)}
+    ]

@@ -203,7 +203,8 @@ def _file(place: str) -> Path:
     if path.is_dir():
         raise UsageError(f"{place} is a folder; name the checkpoint in it, or --run and auto")
     if not path.is_file():
-        raise UsageError(f"there is no checkpoint {place}")
+        hint = "; did you mean auto?" if place.lower() == "auto" else ""
+        raise UsageError(f"there is no checkpoint {place}{hint}")
     return path
 
 

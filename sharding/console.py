@@ -58,6 +58,12 @@ def share(text: str) -> float:
     return value
 
 
+def count(number: int, noun: str) -> str:
+    """PURE: '1 class', '2 classes'."""
+    plural = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{plural}"
+
+
 def cores() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -21,6 +21,12 @@ TWO = ("--devices=2", "trainer.batch_size=2", "trainer.accumulate=2")
 """Ranks have 3 and 4 batches of the 13 validation images."""
 
 
+def one_line(stderr: str) -> str:
+    """The only line of an error message; no traceback."""
+    (line,) = stderr.splitlines()
+    return line
+
+
 def arguments(recipe: Path, run: Path, *more: str) -> list[str]:
     """Of a run of two epochs of 6 steps, with small checkpoints."""
     network = ["model.name=resnet9", "model.width=4", "model.small_stem=false"]
