@@ -12,11 +12,12 @@ from pathlib import Path
 from loaders.locate import places
 from loaders.order import Order, OrderConfig
 from sharding.arguments import add_pack, add_workers
-from sharding.commands import main_copy, main_index, main_pack, main_seal, main_unpack, main_verify
+from sharding.commands import main_copy, main_index, main_unpack, main_verify
 from sharding.console import natural, picture, positive, share
 from sharding.dataset import PackedSplit, open_splits
 from sharding.errors import EXIT_USAGE, UsageError, reports_errors
 from sharding.info import MOST_SHARDS, main_info
+from sharding.packing import main_pack, main_seal
 from sharding.store import local_path
 
 _MOST_SHOWN = 100  # rows of a contact sheet

@@ -1,9 +1,10 @@
-"""The arguments of shard.py's commands that pack: what they are called, and their defaults."""
+"""The arguments of shard.py's commands: what those that pack take, and places that are refused."""
 
 import argparse
 from pathlib import Path
 
 from sharding.console import byte_size, cores, natural, positive
+from sharding.errors import UsageError
 from sharding.manifest import CHECKS, ON_BAD, ImageRules, Packing
 from sharding.store import local_path
 
@@ -50,6 +51,24 @@ def add_workers(sub: argparse._ActionsContainer) -> None:
     sub.add_argument(
         "--workers", type=positive, default=cores(), metavar="N", help="processes (default: cores)"
     )
+
+
+def destination_of(options: argparse.Namespace) -> str:
+    """DST, without a slash at its end. Raises UsageError where it is empty."""
+    if not options.destination:
+        raise UsageError("DST is empty; is a variable unset?")
+    return str(options.destination).rstrip("/") or "/"
+
+
+def refuse_inside(made: str | Path, read: str | Path) -> None:
+    """Raise UsageError if what is made would lie among what it is made from."""
+    if any("://" in str(place) for place in (made, read)):
+        inside = str(made).rstrip("/") == str(read).rstrip("/")
+    else:
+        place = local_path(str(made)).resolve()
+        inside = local_path(str(read)).resolve() in (place, *place.parents)
+    if inside:
+        raise UsageError(f"{made} is or lies in {read}, which is read; choose another place")
 
 
 def _add_shards(group: argparse._ActionsContainer) -> None:

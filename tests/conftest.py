@@ -2,13 +2,14 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 import yaml
 
+import shard
 from sharding.dataset import PackedSplit
 from sharding.manifest import Packing
 from sharding.pack import Job, pack
@@ -19,6 +20,7 @@ from tests.fault_proxy import BUCKET, FaultProxy, s3_endpoint
 from tests.make_images import files_below, image_folder, pack_folder
 
 CLASSES = 3
+Call = Callable[..., tuple[int, str, str]]
 
 # For moto, and before any process is forked: loader workers know what was set when their server
 # began, whichever test that was.
@@ -126,3 +128,29 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, folder: str) -> Store:
     if request.param == "local":
         return LocalStore(tmp_path / "new" / "a store")
     return S3Store(f"{folder}/a store", endpoint=s3_endpoint())
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """Runs a command line in this process; gives its exit status, output and errors."""
+
+    def run(line: str, *more: str) -> tuple[int, str, str]:
+        status: object = None
+        try:
+            status = shard.main([*line.split(), *more])
+        except SystemExit as stop:  # argparse
+            status = stop.code
+        assert isinstance(status, int)
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def call_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call) -> Call:
+    """`call` with one worker, in a folder with an ImageFolder `in`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["shard.py"])
+    image_folder(tmp_path / "in/train", {"a": 9, "b": 7})
+    image_folder(tmp_path / "in/val", {"b": 3}, first=50)
+    return lambda line: call(line, *(["--workers", "1"] if "info" not in line else []))

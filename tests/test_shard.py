@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import xxhash
 
-import shard
 from loaders.order import Order, OrderConfig
 from sharding.dataset import open_splits
 from sharding.manifest import MANIFEST_NAME
+from tests.conftest import Call
 from tests.make_images import (
     ENVIRONMENT,
     SHARD_PY,
@@ -29,24 +29,7 @@ from tests.make_images import (
     write_files,
 )
 
-Call = Callable[..., tuple[int, str, str]]
 STEP = ("--epoch", "2", "--step", "1", "--global_batch", "6")
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    """Runs a command line in this process; gives its exit status, output and errors."""
-
-    def run(line: str, *more: str) -> tuple[int, str, str]:
-        status: object = None
-        try:
-            status = shard.main([*line.split(), *more])
-        except SystemExit as stop:  # argparse
-            status = stop.code
-        assert isinstance(status, int)
-        return status, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture
@@ -66,10 +49,10 @@ def test_pack(call: Call) -> None:
     status, out, err = call("pack in new --max_samples 5 --workers 1")
     assert (status, err) == (0, "")
     assert re.fullmatch(
-        r"train: 24 images found = 24 packed \+ 0 rejected \(1 other files ignored\), 3 classes, "
+        r"train: 24 images found = 24 packed \+ 0 rejected \(1 other file ignored\), 3 classes, "
         r"5 shards, 0\.\d MB in new/train \(24 JPEG\)\n"
         r"val: 5 images found = 5 packed \+ 0 rejected \(0 other files ignored\), 3 classes, "
-        r"1 shards, 0\.\d MB in new/val \(5 JPEG\)\n",
+        r"1 shard, 0\.\d MB in new/val \(5 JPEG\)\n",
         out,
     )
 

@@ -183,5 +183,5 @@ def test_command(split: PackedSplit) -> None:
     Path(split.store.url, "train-000002.npy").unlink()
     damaged = run_shard("verify", split.store.url, "--workers", "2")
     lines = [*check_shard(split, 1), *check_shard(split, 2)]
-    lines.append(f"shard.py: error: {split.store.url}: 3 problem(s), see above")
+    lines.append(f"shard.py: error: {split.store.url}: 3 problems, see above")
     assert (damaged.returncode, damaged.stderr.splitlines()) == (3, lines)
