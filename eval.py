@@ -34,6 +34,7 @@ EXAMPLES = """examples:
   python eval.py --config recipes/base.yaml --checkpoint s3://bucket/base/last.ckpt
 """
 _LABELLED = 40  # classes that still have room for their names beside a picture
+_NUMBERED = 20  # and for a number in each cell of it
 
 
 class Flipped(nn.Module):
@@ -145,6 +146,10 @@ def write_tables(folder: Path, classes: tuple[str, ...], matrix: ConfusionMatrix
     if len(classes) <= _LABELLED:
         axes.set_xticks(range(len(classes)), classes, rotation=90)
         axes.set_yticks(range(len(classes)), classes)
+    if len(classes) <= _NUMBERED:
+        for row, column in np.argwhere(confusion):
+            dark = "white" if shares[row, column] < 0.4 else "black"
+            axes.text(column, row, confusion[row, column], ha="center", va="center", color=dark)
     figure.savefig(folder / "confusion.png", dpi=120)
     plt.close(figure)
 
@@ -169,6 +174,8 @@ def _report(facts: dict[str, object], as_json: bool) -> None:
         print(json.dumps(facts), flush=True)
         return
     for name, value in facts.items():
+        if name == "val/seen":  # the images again; that they are is checked
+            continue
         print(f"{name:<12}{value:.4f}" if isinstance(value, float) else f"{name:<12}{value}")
 
 

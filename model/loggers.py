@@ -101,6 +101,18 @@ def _warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
+class CSVFile(CSVLogger):
+    """Lightning's, without a folder for a run that logs nothing: refused, or at its end before."""
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """The run is over."""
+        super().finalize(status)
+        with contextlib.suppress(OSError):  # it holds the log
+            Path(self.log_dir).rmdir()
+            Path(self.root_dir).rmdir()
+
+
 def build_loggers(
     config: LoggingConfig, run: Path | None, *, name: str, facts: Mapping[str, Any] | None = None
 ) -> list[Logger]:
@@ -111,7 +123,7 @@ def build_loggers(
     if run is None:
         return []
     # Each row at once: who is killed has no time to write what he kept back.
-    loggers: list[Logger] = [CSVLogger(run, name="csv", flush_logs_every_n_steps=1)]
+    loggers: list[Logger] = [CSVFile(run, name="csv", flush_logs_every_n_steps=1)]
     if config.tensorboard:
         make: Callable[[], Logger] = lambda: TensorBoardLogger(run, "tensorboard", version="")  # noqa: E731
         loggers.append(TolerantLogger("TensorBoard", make))

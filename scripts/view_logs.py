@@ -26,7 +26,7 @@ EXAMPLE = """example:
   python scripts/view_logs.py runs/base
 """
 Metrics = dict[str, dict[int, float]]
-"""Name -> step -> value."""
+"""Name -> step, from 0 as in the CSV file -> value."""
 Panel = tuple[str, tuple[str, ...]]
 """Title, and the metrics that share it."""
 LR_FINDER = "lr_finder_plot.png"
@@ -49,6 +49,7 @@ _GPU = (
     ("GPU memory, GB", ("device/memory_gb",)),
 )
 _DASHES = ("-", "--", ":")
+_DOTTED = 30  # points that are seen one by one
 _CYCLE = 10  # colours that matplotlib gives by number
 
 
@@ -136,7 +137,8 @@ def _fill(axes: Any, runs: Mapping[str, Metrics], names: Sequence[str]) -> None:
     if len(names) > 1:
         for kind, name in enumerate(names):  # without values, for the legend
             style = {"color": f"C{kind}"} if alone else {"color": "black", "ls": _DASHES[kind]}
-            axes.plot([], [], label=name, **style)
+            few = any(len(run.get(name, ())) <= _DOTTED for run in runs.values())
+            axes.plot([], [], label=name, marker="o" if few else None, ms=3, **style)
         axes.legend()
 
 
@@ -153,7 +155,7 @@ def _curve(axes: Any, name: str, values: dict[int, float], style: Mapping[str, A
     heights = np.array([values[step] for step in steps])
     width = len(steps) // 25
     if width < 4 or name == "lr":
-        axes.plot(steps, heights, marker="o" if len(steps) <= 30 else None, ms=3, **style)
+        axes.plot(steps, heights, marker="o" if len(steps) <= _DOTTED else None, ms=3, **style)
         return
     axes.plot(steps, heights, alpha=0.25, lw=0.8, color=style["color"])
     mean = np.convolve(heights, np.ones(width) / width, mode="valid")
@@ -167,7 +169,9 @@ def results(metrics: Metrics) -> list[tuple[str, str]]:
         if values := metrics.get(name):
             best = (min if name.endswith("loss") else max)(values, key=values.__getitem__)
             last = max(values)
-            table.append((name, f"{values[last]:.4f}, best {values[best]:.4f} at step {best}"))
+            table.append(
+                (name, f"{values[last]:.4f}, best {values[best]:.4f} after {best + 1} steps")
+            )
     for name, unit in (
         ("data/images_per_s", ""),
         ("data/wait_fraction", ""),
@@ -175,7 +179,7 @@ def results(metrics: Metrics) -> list[tuple[str, str]]:
     ):
         if values := metrics.get(name):
             table.append((name, f"{np.median(list(values.values())):,.4g}{unit} (median)"))
-    table.append(("last step", f"{max(max(values) for values in metrics.values())}"))
+    table.append(("optimizer steps", f"{max(map(max, metrics.values())) + 1}"))
     return table
 
 

@@ -95,6 +95,7 @@ def test_a_run_is_not_overwritten(
     assert train_program.main([*again, "--resume", "auto", "--epochs", "3"]) == 0
     (line,) = capsys.readouterr().out.splitlines()[1:]
     assert line.startswith(f"nothing to do: {trained}/checkpoints/last.ckpt is of step 18, and the")
+    assert {path.name for path in (trained / "csv").iterdir()} == {"version_0", "version_1"}
 
 
 def test_the_doctor_looks_into_the_checkpoint(

@@ -52,10 +52,10 @@ def test_the_page_shows_what_there_is(run: Path) -> None:
     assert "images/data.png" in text
     assert "## GPU utilization\n\nNot here: none was logged." in text
     assert "## Learning rate finder\n\nNot here: it was not used." in text
-    assert "| val/acc1 | 0.5000, best 0.7500 at step 4 |" in text
-    assert "| val/loss | 3.0000, best 2.0000 at step 4 |" in text
+    assert "| val/acc1 | 0.5000, best 0.7500 after 5 steps |" in text
+    assert "| val/loss | 3.0000, best 2.0000 after 5 steps |" in text
     assert "| data/images_per_s | 1,000 (median) |" in text
-    assert "| last step | 7 |" in text
+    assert "| optimizer steps | 8 |" in text
 
 
 def test_gpu_finder_and_recipe_where_they_are(run: Path) -> None:
@@ -74,7 +74,7 @@ def test_gpu_finder_and_recipe_where_they_are(run: Path) -> None:
     text = page_of(run)
     assert "resnet50 by recipe base: 90 epochs" in text
     assert "images/gpu.png" in text
-    assert "| val_ema/acc1 | 0.8000, best 0.8000 at step 299 |" in text
+    assert "| val_ema/acc1 | 0.8000, best 0.8000 after 300 steps |" in text
     with Image.open(run / "images" / "lr_finder_plot.png") as picture:
         assert picture.width == 321
 
