@@ -56,6 +56,9 @@ class DataConfig:
     """How much of it the processes of a node may fill, in 10^9 bytes."""
     decoder: str = "auto"
     """auto: the region decoder if it was built, else Pillow; or region, or pillow."""
+    max_substitutes: int = 0
+    """How many bad samples a rank may replace by the next of their shards, since it started, before
+    one ends the run; each is a line on stderr. Validation replaces none."""
     lanes: int = OrderConfig().lanes
     window: int = OrderConfig().window
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -79,6 +82,8 @@ class DataConfig:
             raise ValueError(f"cache_gb must be more than 0, got {self.cache_gb}")
         OrderConfig(lanes=self.lanes, window=self.window)  # checks both
         get_decoder(self.decoder, self.val_interpolation)
+        if self.max_substitutes < 0:
+            raise ValueError(f"max_substitutes must be at least 0, got {self.max_substitutes}")
         if self.repeats < 1:
             raise ValueError(f"repeats must be at least 1, got {self.repeats}")
 
@@ -161,6 +166,7 @@ class ImageNetData(lightning.LightningDataModule):
             decoder=self.config.decoder,
             epoch_of=epoch_of,
             cache=self._cache(_TRAIN_SHARE),
+            max_substitutes=self.config.max_substitutes,
         )
 
     def val_dataloader(self) -> ValidationLoader:

@@ -55,10 +55,12 @@ class StreamingLoader:
         decoder: str = "auto",
         epoch_of: Callable[[], int] | None = None,
         cache: CacheConfig | None = None,
+        max_substitutes: int = 0,
     ) -> None:
         """`epoch_of` tells the epoch each time an iteration begins; without it set_epoch does.
 
-        prefetch: batches that each worker makes ahead. cache: for a ShardReader's shards. Raises
+        prefetch: batches that each worker makes ahead. cache: for a ShardReader's shards.
+        max_substitutes: how many bad samples others may take the place of, on this rank. Raises
         UsageError if the data set is smaller than one global batch.
         """
         self._order = Order(reader.counts, order)
@@ -102,6 +104,7 @@ class StreamingLoader:
             finish=partial(finish, config=augment) if finishes else None,
             blocks=blocks,
             stats=self._stats,
+            max_substitutes=max_substitutes,
         )
         self._workers = Workers(pipeline, workers=workers, prefetch=prefetch)
         self._workers.close_with(self)

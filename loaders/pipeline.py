@@ -23,6 +23,7 @@ from loaders.decode import DecodeError, DecodeInto, image_size
 from loaders.readahead import Read, ReadAhead
 from loaders.reader import Facts, Reader
 from loaders.stats import Counters, Stats
+from loaders.substitutes import BadSampleError, Substitutes
 from sharding.errors import DataError, UsageError
 from sharding.streams import Integers
 
@@ -79,13 +80,19 @@ def make_pipeline(
     finish: Finish | None = None,
     blocks: Blocks,
     stats: Stats,
+    max_substitutes: int = 0,
 ) -> wds.DataPipeline:
-    """The pipeline that makes each planned batch, in order; yields Made."""
+    """The pipeline that makes each planned batch, in order; yields Made.
+
+    max_substitutes: how many bad samples may be replaced by others (see substitutes.py).
+    """
     memory = partial(_memory, blocks)
     make = partial(
         _make_batch, reader=reader, crops=crops, decode=decode, finish=finish, memory=memory
     )
-    return wds.DataPipeline(plan, partial(_make_batches, make, reader, stats))
+    substitutes = Substitutes(reader, stats, most=max_substitutes)
+    make_good = partial(_make_good, make, reader, substitutes)
+    return wds.DataPipeline(plan, partial(_make_batches, make_good, reader, stats))
 
 
 def _make_batches(
@@ -94,8 +101,7 @@ def _make_batches(
     stats: Stats,
     plan: Iterable[Planned],
 ) -> Iterator[Made]:
-    worker = get_worker_info()
-    row = 0 if worker is None else worker.id
+    row = _row()
     before = (reader.cached, *reader.network())
     for planned, read in ReadAhead(reader).batches(plan, lambda planned: planned.draw.numbers):
         try:
@@ -110,6 +116,31 @@ def _make_batches(
         yield Made(planned.tag, batch)
 
 
+def _make_good(
+    make: Callable[[Planned, Read], tuple[Batch, Counters]],
+    reader: Reader,
+    substitutes: Substitutes,
+    planned: Planned,
+    read: Read,
+) -> tuple[Batch, Counters]:
+    """The batch, with others in the place of its bad samples as far as that is allowed.
+
+    Bad ones are rare, so for each the whole batch is made again. Raises DataError, naming the
+    sample, where none may be replaced.
+    """
+    numbers = planned.draw.numbers
+    begun = frozenset(numbers.tolist())
+    while True:
+        draw = planned.draw._replace(numbers=numbers)
+        try:
+            return make(
+                planned._replace(draw=draw),
+                lambda number: read(number) if number in begun else reader.read(number),
+            )
+        except BadSampleError as bad:
+            numbers = substitutes.replace(numbers, bad, row=_row())
+
+
 def _make_batch(
     planned: Planned,
     read: Read,
@@ -120,7 +151,7 @@ def _make_batch(
     finish: Finish | None,
     memory: Callable[[int, int], torch.Tensor],
 ) -> tuple[Batch, Counters]:
-    """Raises DataError, naming the sample, where bytes are not what they should be."""
+    """Raises BadSampleError where bytes are not what they should be."""
     numbers = planned.draw.numbers
     begin = time.perf_counter()
     facts, early = _with_sizes(reader, read, numbers)
@@ -131,13 +162,14 @@ def _make_batch(
     read_bytes, read_s = 0, 0.0
     for pixels, number, box, flip in rows:
         before = time.perf_counter()
-        data = early[number] if number in early else read(number)
+        data = early[number] if number in early else _read(read, number)
         read_s += time.perf_counter() - before
         read_bytes += len(data)
         try:
             decode(pixels, data, box, flip, exact)
         except DecodeError as error:
-            raise DataError(f"{reader.describe(number)}: cannot be decoded: {error}") from error
+            reason = DataError(f"{reader.describe(number)}: cannot be decoded: {error}")
+            raise BadSampleError(number, reason) from error
     if finish is not None:
         finish(batch, planned.draw)
     counters = Counters(
@@ -147,6 +179,13 @@ def _make_batch(
         decode_s=time.perf_counter() - begin - read_s,
     )
     return Batch(images, torch.from_numpy(facts.labels), torch.from_numpy(numbers)), counters
+
+
+def _read(read: Read, number: int) -> bytes:
+    try:
+        return read(number)
+    except DataError as error:
+        raise BadSampleError(number, error) from error
 
 
 def _with_sizes(reader: Reader, read: Read, numbers: Integers) -> tuple[Facts, dict[int, bytes]]:
@@ -159,12 +198,19 @@ def _with_sizes(reader: Reader, read: Read, numbers: Integers) -> tuple[Facts, d
     early = {}
     for i in unknown.tolist():
         number = int(numbers[i])
-        early[number] = read(number)
+        early[number] = _read(read, number)
         try:
             sizes[:, i] = image_size(early[number])
         except DecodeError as error:
-            raise DataError(f"{reader.describe(number)}: is no image: {error}") from error
+            reason = DataError(f"{reader.describe(number)}: is no image: {error}")
+            raise BadSampleError(number, reason) from error
     return Facts(facts.labels, sizes[0], sizes[1]), early
+
+
+def _row() -> int:
+    """Of this process's counters."""
+    worker = get_worker_info()
+    return 0 if worker is None else worker.id
 
 
 def _memory(blocks: Blocks, samples: int, size: int) -> torch.Tensor:

@@ -20,6 +20,8 @@ class Counters(NamedTuple):
     requests: float = 0
     """To an object store."""
     retries: float = 0
+    substituted: float = 0
+    """Bad samples that others took the place of."""
     fetched_bytes: float = 0
     """That were brought from the store into the cache."""
 
@@ -74,4 +76,5 @@ def rates(then: Clock, now: Clock) -> dict[str, float]:
         "data/cache_hits": did.cached / images,
         "data/requests": did.requests,
         "data/retries": did.retries,
+        "data/substituted": did.substituted,
     }

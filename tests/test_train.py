@@ -162,6 +162,17 @@ def test_a_corrupt_byte_ends_the_run_with_the_samples_name(
     for errors in (done.stderr, capsys.readouterr().err):
         line = one_line(errors)
         assert f"{tar}, offset {offset}, sample {index.key(4)}: the bytes were changed" in line
+    done = run("train.py", *common, "--num_workers", 2, "data.max_substitutes=9", "--epochs", 1)
+    assert done.returncode == 0
+    lines = done.stderr.splitlines()
+    assert all(f"warning: {tar}, offset {offset}, sample {index.key(4)}: the b" in x for x in lines)
+    assert f"sample {index.key(5)} takes its place (1 of 9 that" in lines[0]
+    assert len(lines) <= 2  # workers run on into the next epoch
+    trained = (tmp_path / "run/samples-rank0.jsonl").read_text()
+    assert f'"{index.key(4)}"' not in trained
+    assert f'"{index.key(5)}"' in trained
+    with (tmp_path / "run/csv/version_0/metrics.csv").open() as stream:
+        assert [row["data/substituted"] for row in csv.DictReader(stream)][-1] in {"1.0", "2.0"}
 
 
 @pytest.mark.parametrize(
