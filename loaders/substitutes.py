@@ -3,9 +3,9 @@
     shard    40 41 42 43        a batch was to hold   7 42 19
                   ✗             it holds              7 43 19, and 43 comes twice in that epoch
 
-The sample after it in its shard, behind the last one the first. That is a function of the sample's
-number alone, so a batch is the same on any number of processes, in each epoch, and after a resume.
-Of an image that was not packed yet there is no shard: a reader of files counts by its plan's.
+The next sample of its shard, behind the last one the first (of an ImageFolder: of the shard that it
+would be packed into). That is a function of the sample's number alone, so a batch is the same on any
+number of processes, and after a resume.
 """
 
 import sys
