@@ -25,6 +25,7 @@ from sharding.source import scan
 from sharding.store import local_path
 
 FORMATS = ("shards", "imagefolder")
+MOST_BAD = 1000  # samples that are bad; more is not bad luck, but a bad data set
 _TRAIN_SHARE = 0.9  # of the cache; ImageNet's training split is 95% of its bytes
 
 
@@ -56,9 +57,9 @@ class DataConfig:
     """How much of it the processes of a node may fill, in 10^9 bytes."""
     decoder: str = "auto"
     """auto: the region decoder if it was built, else Pillow; or region, or pillow."""
-    max_substitutes: int = 0
-    """How many bad samples a rank may replace by the next of their shards, since it started, before
-    one ends the run; each is a line on stderr. Validation replaces none."""
+    max_bad_samples: int = 0
+    """So many bad samples of a rank are replaced by the next of their shards, with a line on stderr
+    each time; one more, since the rank started, ends the run. Validation replaces none."""
     lanes: int = OrderConfig().lanes
     window: int = OrderConfig().window
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -82,8 +83,10 @@ class DataConfig:
             raise ValueError(f"cache_gb must be more than 0, got {self.cache_gb}")
         OrderConfig(lanes=self.lanes, window=self.window)  # checks both
         get_decoder(self.decoder, self.val_interpolation)
-        if self.max_substitutes < 0:
-            raise ValueError(f"max_substitutes must be at least 0, got {self.max_substitutes}")
+        if not 0 <= self.max_bad_samples <= MOST_BAD:
+            raise ValueError(
+                f"max_bad_samples must be in 0..{MOST_BAD}, got {self.max_bad_samples}"
+            )
         if self.repeats < 1:
             raise ValueError(f"repeats must be at least 1, got {self.repeats}")
 
@@ -166,7 +169,7 @@ class ImageNetData(lightning.LightningDataModule):
             decoder=self.config.decoder,
             epoch_of=epoch_of,
             cache=self._cache(_TRAIN_SHARE),
-            max_substitutes=self.config.max_substitutes,
+            max_bad_samples=self.config.max_bad_samples,
         )
 
     def val_dataloader(self) -> ValidationLoader:

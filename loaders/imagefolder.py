@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from loaders.reader import Facts
-from sharding.errors import DataError
+from loaders.reader import BadSampleError, Facts
 from sharding.manifest import Packing
 from sharding.plan import plan_shards
 from sharding.source import Listing
@@ -46,12 +45,13 @@ class FolderReader:
         """See Reader. Only the size tells whether a file was changed."""
         try:
             data = self._file(number).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError):
             data = b""
         expected = int(self._listing.sizes[self._order[number]])
         if len(data) != expected:
-            raise DataError(
-                f"{self.describe(number)}: has {len(data)} bytes, {expected} when it was listed"
+            raise BadSampleError(
+                f"{self.describe(number)}: has {len(data)} bytes, {expected} when it was listed",
+                number,
             )
         return data
 

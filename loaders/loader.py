@@ -28,6 +28,7 @@ from loaders.prefetch import CacheConfig, Fetcher, with_cache
 from loaders.reader import Facts, Reader, ShardReader
 from loaders.sizes import Sizes
 from loaders.stats import Clock, Counters, Stats, rates
+from loaders.substitutes import KnownBad
 from loaders.topology import Topology, check_identity, run_identity
 from loaders.workers import Workers, worker_place
 from sharding.errors import UsageError
@@ -55,12 +56,12 @@ class StreamingLoader:
         decoder: str = "auto",
         epoch_of: Callable[[], int] | None = None,
         cache: CacheConfig | None = None,
-        max_substitutes: int = 0,
+        max_bad_samples: int = 0,
     ) -> None:
         """`epoch_of` tells the epoch each time an iteration begins; without it set_epoch does.
 
         prefetch: batches that each worker makes ahead. cache: for a ShardReader's shards.
-        max_substitutes: how many bad samples others may take the place of, on this rank. Raises
+        max_bad_samples: of this rank, whose places others may take. Raises
         UsageError if the data set is smaller than one global batch.
         """
         self._order = Order(reader.counts, order)
@@ -104,7 +105,7 @@ class StreamingLoader:
             finish=partial(finish, config=augment) if finishes else None,
             blocks=blocks,
             stats=self._stats,
-            max_substitutes=max_substitutes,
+            known_bad=KnownBad(workers, max_bad_samples) if max_bad_samples else None,
         )
         self._workers = Workers(pipeline, workers=workers, prefetch=prefetch)
         self._workers.close_with(self)

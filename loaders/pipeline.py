@@ -21,9 +21,9 @@ from loaders.augment import Crops, Draw
 from loaders.blocks import Blocks
 from loaders.decode import DecodeError, DecodeInto, image_size
 from loaders.readahead import Read, ReadAhead
-from loaders.reader import Facts, Reader
+from loaders.reader import BadSampleError, Facts, Reader
 from loaders.stats import Counters, Stats
-from loaders.substitutes import BadSampleError, Substitutes
+from loaders.substitutes import KnownBad, Substitutes
 from sharding.errors import DataError, UsageError
 from sharding.streams import Integers
 
@@ -80,19 +80,19 @@ def make_pipeline(
     finish: Finish | None = None,
     blocks: Blocks,
     stats: Stats,
-    max_substitutes: int = 0,
+    known_bad: KnownBad | None = None,
 ) -> wds.DataPipeline:
     """The pipeline that makes each planned batch, in order; yields Made.
 
-    max_substitutes: how many bad samples may be replaced by others (see substitutes.py).
+    known_bad: bad samples that others take the place of; without it the first one is an error.
     """
     memory = partial(_memory, blocks)
     make = partial(
         _make_batch, reader=reader, crops=crops, decode=decode, finish=finish, memory=memory
     )
-    substitutes = Substitutes(reader, stats, most=max_substitutes)
-    make_good = partial(_make_good, make, reader, substitutes)
-    return wds.DataPipeline(plan, partial(_make_batches, make_good, reader, stats))
+    if known_bad is not None:
+        make = partial(_make_good, make, reader, Substitutes(reader, known_bad))
+    return wds.DataPipeline(plan, partial(_make_batches, make, reader, stats))
 
 
 def _make_batches(
@@ -125,20 +125,23 @@ def _make_good(
 ) -> tuple[Batch, Counters]:
     """The batch, with others in the place of its bad samples as far as that is allowed.
 
-    Bad ones are rare, so for each the whole batch is made again. Raises DataError, naming the
-    sample, where none may be replaced.
+    Bad ones are rare, so for each the whole batch is made again. Raises what `replace` does.
     """
     numbers = planned.draw.numbers
     begun = frozenset(numbers.tolist())
+    replaced = 0
     while True:
         draw = planned.draw._replace(numbers=numbers)
         try:
-            return make(
+            batch, counters = make(
                 planned._replace(draw=draw),
                 lambda number: read(number) if number in begun else reader.read(number),
             )
+            return batch, counters._replace(substituted=replaced)
         except BadSampleError as bad:
-            numbers = substitutes.replace(numbers, bad, row=_row())
+            # Its frames hold the memory of the batch that failed, and `read` may keep the error.
+            numbers = substitutes.replace(numbers, bad.with_traceback(None), row=_row())
+            replaced += 1
 
 
 def _make_batch(
@@ -162,14 +165,14 @@ def _make_batch(
     read_bytes, read_s = 0, 0.0
     for pixels, number, box, flip in rows:
         before = time.perf_counter()
-        data = early[number] if number in early else _read(read, number)
+        data = early[number] if number in early else read(number)
         read_s += time.perf_counter() - before
         read_bytes += len(data)
         try:
             decode(pixels, data, box, flip, exact)
         except DecodeError as error:
-            reason = DataError(f"{reader.describe(number)}: cannot be decoded: {error}")
-            raise BadSampleError(number, reason) from error
+            what = f"{reader.describe(number)}: cannot be decoded: {error}"
+            raise BadSampleError(what, number) from error
     if finish is not None:
         finish(batch, planned.draw)
     counters = Counters(
@@ -179,13 +182,6 @@ def _make_batch(
         decode_s=time.perf_counter() - begin - read_s,
     )
     return Batch(images, torch.from_numpy(facts.labels), torch.from_numpy(numbers)), counters
-
-
-def _read(read: Read, number: int) -> bytes:
-    try:
-        return read(number)
-    except DataError as error:
-        raise BadSampleError(number, error) from error
 
 
 def _with_sizes(reader: Reader, read: Read, numbers: Integers) -> tuple[Facts, dict[int, bytes]]:
@@ -198,12 +194,12 @@ def _with_sizes(reader: Reader, read: Read, numbers: Integers) -> tuple[Facts, d
     early = {}
     for i in unknown.tolist():
         number = int(numbers[i])
-        early[number] = _read(read, number)
+        early[number] = read(number)
         try:
             sizes[:, i] = image_size(early[number])
         except DecodeError as error:
-            reason = DataError(f"{reader.describe(number)}: is no image: {error}")
-            raise BadSampleError(number, reason) from error
+            what = f"{reader.describe(number)}: is no image: {error}"
+            raise BadSampleError(what, number) from error
     return Facts(facts.labels, sizes[0], sizes[1]), early
 
 

@@ -24,6 +24,18 @@ OPEN_SHARDS = 128
 T = TypeVar("T")
 
 
+class BadSampleError(DataError):
+    """Raised for a sample whose own bytes cannot be used; those beside it may be good."""
+
+    def __init__(self, message: str, number: int) -> None:
+        """number: the sample's."""
+        super().__init__(message)
+        self.number = number
+
+    def __reduce__(self) -> tuple[type["BadSampleError"], tuple[str, int]]:
+        return BadSampleError, (str(self), self.number)
+
+
 class Facts(NamedTuple):
     """What is known of samples before their bytes are read: three int64 arrays of equal length."""
 
@@ -51,7 +63,7 @@ class Reader(Protocol):
         ...
 
     def read(self, number: int) -> bytes:
-        """The image's bytes. Raises DataError, naming the sample, if they were changed."""
+        """The image's bytes. Raises BadSampleError, naming the sample, if they were changed."""
         ...
 
     def unopened(self, numbers: Integers) -> list[Callable[[], None]]:
@@ -141,10 +153,11 @@ class ShardReader:
             data = self._read(shard, row, offset, size, attempt)
             if xxhash.xxh3_64_intdigest(data) == xxh3:
                 return data
-        raise DataError(
+        raise BadSampleError(
             f"{self.describe(number)}: the bytes were changed or damaged (XXH3-64 "
             f"{xxhash.xxh3_64_intdigest(data):016x}, the index says {xxh3:016x}); `shard.py "
-            "verify` finds all such places"
+            "verify` finds all such places",
+            number,
         )
 
     def _read(self, shard: int, row: int, offset: int, size: int, attempt: int) -> bytes:

@@ -21,7 +21,7 @@ class Counters(NamedTuple):
     """To an object store."""
     retries: float = 0
     substituted: float = 0
-    """Bad samples that others took the place of."""
+    """Bad samples in batches, whose places others took."""
     fetched_bytes: float = 0
     """That were brought from the store into the cache."""
 

@@ -3,30 +3,24 @@
     shard    40 41 42 43        a batch was to hold   7 42 19
                   ✗             it holds              7 43 19, and 43 comes twice in that epoch
 
-The next sample of its shard, behind the last one the first (of an ImageFolder: of the shard that it
-would be packed into). That is a function of the sample's number alone, so a batch is the same on any
-number of processes, and after a resume.
+The next sample of its shard, behind the last one the first (of an ImageFolder: of the shard that
+it would be packed into). That is a function of the sample's number alone, so a batch is the same on
+any number of processes, and after a resume.
 """
 
 import sys
 from bisect import bisect_right
 from collections.abc import Sequence
+from ctypes import c_int64
 from itertools import accumulate
 
 import numpy as np
 
-from loaders.reader import Reader
-from loaders.stats import Counters, Stats
-from sharding.errors import DataError
+from loaders.reader import BadSampleError, Reader
+from sharding.process import FROM_SERVER
 from sharding.streams import Integers
 
-
-class BadSampleError(Exception):
-    """Raised where the bytes of one sample cannot be used."""
-
-    def __init__(self, number: int, reason: DataError) -> None:
-        super().__init__(str(reason))
-        self.number, self.reason = number, reason
+_NONE = -1
 
 
 def next_of_shard(counts: Sequence[int], number: int) -> int:
@@ -39,34 +33,59 @@ def next_of_shard(counts: Sequence[int], number: int) -> int:
     return number + 1 if number + 1 < starts[shard + 1] else starts[shard]
 
 
-class Substitutes:
-    """Replaces bad samples in batches that are to be made, `most` times in all."""
+class KnownBad:
+    """The bad samples that a rank has met, `most` at most: memory that its workers share.
 
-    def __init__(self, reader: Reader, stats: Stats, *, most: int) -> None:
-        """stats: of all workers that share the allowance."""
-        self._reader, self._stats, self._most = reader, stats, most
-        self._bad: set[int] = set()
+    Each worker has a row, which it alone writes.
+    """
+
+    def __init__(self, workers: int, most: int) -> None:
+        """workers: how many; 0 for none but the training process."""
+        self.most = most
+        self._numbers = FROM_SERVER.RawArray(c_int64, [_NONE] * max(workers, 1) * most)
+
+    def numbers(self) -> set[int]:
+        """All of them."""
+        return {*self._numbers} - {_NONE}
+
+    def add(self, row: int, number: int) -> bool:
+        """Note one; False if there is no room for it.
+
+        Workers that find some in the same moment may all take the last place.
+        """
+        known = self.numbers()
+        if number in known:
+            return True
+        if len(known) >= self.most:
+            return False
+        first = row * self.most
+        self._numbers[self._numbers[:].index(_NONE, first, first + self.most)] = number
+        return True
+
+
+class Substitutes:
+    """Replaces bad samples in batches that are to be made."""
+
+    def __init__(self, reader: Reader, known: KnownBad) -> None:
+        self._reader, self._known = reader, known
 
     def replace(self, numbers: Integers, bad: BadSampleError, *, row: int) -> Integers:
         """The samples with another one in the place of the bad one, and a line that says so.
 
-        row: of the worker's counters. Raises the sample's DataError where none, or no more, may be
-        replaced, or the shard has no good one; workers that ask at the same moment may both get the
-        last one.
+        row: of the worker. Raises the error itself where no more bad ones are allowed, or the shard
+        has no good one.
         """
-        used = int(self._stats.total().substituted) + 1
-        if used > self._most:
-            raise bad.reason
-        self._bad.add(bad.number)
+        if not self._known.add(row, bad.number):
+            raise bad
+        known = self._known.numbers()
         other = next_of_shard(self._reader.counts, bad.number)
-        while other in self._bad:
+        while other in known:
             if other == bad.number:
-                raise bad.reason
+                raise bad
             other = next_of_shard(self._reader.counts, other)
-        self._stats.add(row, Counters(substituted=1))
         print(
-            f"warning: {bad.reason}; sample {self._reader.key(other)} takes its place ({used} of "
-            f"{self._most} that data.max_substitutes allows)",
+            f"warning: {bad}; sample {self._reader.key(other)} takes its place ({len(known)} of "
+            f"{self._known.most} that data.max_bad_samples allows)",
             file=sys.stderr,
             flush=True,
         )

@@ -1,5 +1,6 @@
 """Bad samples that others take the place of: which, the same everywhere, no more than allowed."""
 
+import gc
 import re
 import shutil
 from itertools import accumulate
@@ -32,6 +33,16 @@ from tests.make_shards import (
 )
 from tests.test_pipeline import Forgetful
 
+PREFETCH = 2
+
+
+class Remote(ShardReader):
+    """One whose reads threads do ahead, as those from an object store."""
+
+    def __init__(self, split: PackedSplit) -> None:
+        super().__init__(split)
+        self.remote = True
+
 
 def damage(root: Path, numbers: list[int], split: str = "train") -> ShardReader:
     """Change a byte of these samples' images; the reader of what is left."""
@@ -59,7 +70,8 @@ def loaders(
             topology=Topology(global_batch=GLOBAL_BATCH, rank=rank, world=world, repeats=repeats),
             size=16,
             workers=workers,
-            max_substitutes=most,
+            prefetch=PREFETCH,
+            max_bad_samples=most,
         )
         for rank in range(world)
     ]
@@ -86,13 +98,26 @@ def test_the_next_ones_are_all_of_the_shard(counts: list[int], data: st.DataObje
     assert number == first
 
 
-@pytest.mark.parametrize("repeats", [1, 2])
-@pytest.mark.parametrize(("world", "workers"), [(1, 0), (1, 2), (3, 0), (2, 1)])
+@pytest.mark.parametrize(
+    ("kind", "world", "workers", "repeats"),
+    [
+        (ShardReader, 1, 0, 1),
+        (ShardReader, 3, 0, 2),
+        (Remote, 1, 0, 2),
+        (Remote, 2, 1, 1),
+    ],
+)
 def test_the_neighbour_takes_the_place(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], *, world: int, workers: int, repeats: int
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    kind: type[ShardReader],
+    world: int,
+    workers: int,
+    repeats: int,
 ) -> None:
     """On any number of processes; all other samples are what they were, pixel by pixel."""
-    reader = damage(copy_of_shards(tmp_path), [3, 4, 20])  # 7 in a shard: 4 is the next of 3
+    reader = kind(damage(copy_of_shards(tmp_path), [3, 4, 20]).split)  # 7 in a shard: 3, 4, 5 ...
     takes = {3: 5, 4: 5, 20: 14}  # 20 is the last one of its shard
     whole = loaders(open_shards(), 0, repeats=repeats)
     found = loaders(reader, 100, world=world, workers=workers, repeats=repeats)
@@ -118,7 +143,7 @@ def test_the_neighbour_takes_the_place(
     for line in lines:
         assert re.fullmatch(
             r"warning: .*train-\d+.tar, offset \d+, sample \w+/\w+: the bytes were changed .* "
-            r"sample \w+/\w+ takes its place \(\d+ of 100 that data.max_substitutes allows\)",
+            r"sample \w+/\w+ takes its place \([123] of 100 that data.max_bad_samples allows\)",
             line,
         )
 
@@ -143,18 +168,65 @@ def test_a_substitute_is_what_it_is_in_its_own_place(tmp_path: Path) -> None:
     assert twice
 
 
-@pytest.mark.parametrize("kind", [ShardReader, Forgetful])
-def test_no_more_are_replaced_than_is_allowed(tmp_path: Path, kind: type) -> None:
-    """The one after ends the run with its name, whether its size was known or not."""
-    damage(copy_of_shards(tmp_path), [0, 9, 41])
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_a_sample_is_counted_once_and_its_places_each_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], repeats: int
+) -> None:
+    """One bad image does not end a long run, and a batch in which it stands twice is made once."""
+    reader = damage(copy_of_shards(tmp_path), [20])
+    (loader,) = loaders(reader, 1, repeats=repeats)
+    (whole,) = loaders(open_shards(), 0, repeats=repeats)
+    batches = 0
+    for epoch in range(12):
+        for one in (loader, whole):
+            one.set_epoch(epoch)
+        batches += sum(20 in batch.numbers.tolist() for batch in whole)
+        list(loader)
+    assert loader.counters().substituted == batches > 5
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == batches
+    assert all(line.endswith("(1 of 1 that data.max_bad_samples allows)") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers"), [(ShardReader, 0), (Forgetful, 0), (Remote, 0), (Remote, 2)]
+)
+def test_no_more_are_replaced_than_are_allowed(tmp_path: Path, kind: type, workers: int) -> None:
+    """The workers of a rank share the allowance. One more ends the run, and is named."""
+    damage(copy_of_shards(tmp_path), [4, 9, 41])  # of two workers one meets 9 and 4, the other 41
     reader = kind(PackedSplit.open(str(tmp_path / "shards/train")))
-    used = []
-    for most in range(4):
-        (loader,) = loaders(reader, most)
+    for most in (2,) if workers else (0, 1, 2):
+        (loader,) = loaders(reader, most, workers=workers)
         with pytest.raises(DataError, match=r"train-\d+.tar, offset \d+, sample .* bytes were"):
-            train(loader, epochs=9)
-        used.append(loader.counters().substituted)
-    assert used == [0, 1, 2, 3]
+            train(loader, epochs=1)
+    (loader,) = loaders(reader, 3, workers=workers)
+    train(loader, epochs=2)
+
+
+def test_nothing_is_kept_of_a_batch_that_failed(tmp_path: Path) -> None:
+    """Reads ahead keep their errors, but not with them the memory that was being filled."""
+    damage(copy_of_shards(tmp_path), [0, 1, 2, 3, 20])
+    (loader,) = loaders(Remote(PackedSplit.open(str(tmp_path / "shards/train"))), 9)
+    gc.collect()
+    gc.disable()  # a block is given back with its last reference, not some time later
+    try:
+        train(loader, epochs=9)
+        shape = (GLOBAL_BATCH, 16, 16, 3)
+        kept = [one for one in gc.get_objects() if type(one) is torch.Tensor and one.shape == shape]
+    finally:
+        gc.enable()
+    assert loader.counters().substituted > 9
+    assert len(kept) <= 1  # the last one
+
+
+def test_a_shard_that_is_gone_is_no_bad_sample(tmp_path: Path) -> None:
+    """It ends the run at once; nobody wants a line for each of its samples."""
+    root = copy_of_shards(tmp_path)
+    (root / "train/train-000002.tar").unlink()
+    (loader,) = loaders(open_shards(root), 100)
+    with pytest.raises(DataError, match=r"train-000002\.tar is missing"):
+        list(loader)
+    assert loader.counters().substituted == 0
 
 
 def test_a_shard_without_a_good_sample_ends_the_run(tmp_path: Path) -> None:
@@ -163,7 +235,19 @@ def test_a_shard_without_a_good_sample_ends_the_run(tmp_path: Path) -> None:
     (loader,) = loaders(reader, 50)
     with pytest.raises(DataError, match=r"train-000000\.tar"):
         list(loader)
-    assert loader.counters().substituted == 6
+
+
+def test_files_that_are_gone_are_replaced(tmp_path: Path) -> None:
+    """Of an ImageFolder, where each sample is a file of its own."""
+    shutil.copytree(data_set() / "images", tmp_path / "images")
+    reader = open_images(tmp_path / "images")
+    Path(reader.describe(3)).unlink()
+    path = Path(reader.describe(20))
+    path.unlink()
+    path.mkdir()
+    (loader,) = loaders(reader, 2)
+    train(loader, epochs=2)
+    assert loader.counters().substituted > 1
 
 
 @pytest.mark.parametrize("junk", [b"no image", b"\xff\xd8\xff\xe0"])
@@ -186,7 +270,7 @@ def test_validation_replaces_nothing(tmp_path: Path) -> None:
     """There every image counts once, so a bad one is an error, whatever training may do."""
     damage(copy_of_shards(tmp_path), [5], "val")
     data = ImageNetData(
-        DataConfig(root=str(tmp_path / "shards"), num_workers=0, max_substitutes=9),
+        DataConfig(root=str(tmp_path / "shards"), num_workers=0, max_bad_samples=9),
         seed=0,
         batch_size=6,
     )

@@ -162,7 +162,7 @@ def test_a_corrupt_byte_ends_the_run_with_the_samples_name(
     for errors in (done.stderr, capsys.readouterr().err):
         line = one_line(errors)
         assert f"{tar}, offset {offset}, sample {index.key(4)}: the bytes were changed" in line
-    done = run("train.py", *common, "--num_workers", 2, "data.max_substitutes=9", "--epochs", 1)
+    done = run("train.py", *common, "--num_workers", 2, "data.max_bad_samples=9", "--epochs", 1)
     assert done.returncode == 0
     lines = done.stderr.splitlines()
     assert all(f"warning: {tar}, offset {offset}, sample {index.key(4)}: the b" in x for x in lines)
