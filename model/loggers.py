@@ -110,6 +110,7 @@ class CSVFile(CSVLogger):
         super().finalize(status)
         with contextlib.suppress(OSError):  # it holds the log
             Path(self.log_dir).rmdir()
+            self._experiment = None  # who logs after all makes it anew
             Path(self.root_dir).rmdir()
 
 

@@ -5,11 +5,11 @@ Merging and type checks are OmegaConf's, on dataclasses that stand beside what t
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -29,7 +29,12 @@ from model.trainer import TrainerConfig
 from sharding.errors import UsageError
 
 _RECIPES = Path(__file__).parent
-_KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+_KINDS = {
+    int: ("an integer", "integers"),
+    float: ("a number", "numbers"),
+    bool: ("true or false", "true or false"),
+    str: ("text", "texts"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +74,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         try:
             OmegaConf.set_readonly(merged, False)
             merged = OmegaConf.merge(merged, values)
-        except OmegaConfBaseException as error:
-            raise UsageError(f"{source}: {_misfit(error, values)}") from error
+        except (OmegaConfBaseException, TypeError) as error:
+            raise UsageError(f"{source}: {_misfit(values, error)}") from error
         assert isinstance(merged, DictConfig)
         states.append((source, merged))
     try:
@@ -124,18 +129,42 @@ def _faults(values: DictConfig, section: str = "") -> dict[str, str]:
     return found
 
 
-def _misfit(error: OmegaConfBaseException, values: Mapping[str, Any]) -> str:
-    """What a value has to be and is not; in OmegaConf's words where it stands in a list."""
-    kind: Any = Recipe
-    value: Any = values
-    for key in (parts := str(error.full_key).split(".")):
-        kind = get_type_hints(kind).get(key) if dataclasses.is_dataclass(kind) else None
-        value = value.get(key) if isinstance(value, Mapping) else None
-    kinds = [_KINDS.get(part, "") for part in get_args(kind) or (kind,) if part is not NoneType]
-    if not parts or not all(kinds):
-        return f"{first_line(error)} ({error.full_key})"
-    got = "nothing" if value is None else repr(value)
-    return f"{error.full_key} must be {' or '.join(kinds)}, got {got}"
+def _misfit(values: Mapping[str, Any], error: Exception) -> str:
+    """Which value does not fit, what it has to be, and what it is; else what OmegaConf says."""
+    for key, value, kind in _leaves(values, Recipe):
+        nested: Any = value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        try:
+            OmegaConf.merge(OmegaConf.structured(Recipe), nested)
+        except (OmegaConfBaseException, TypeError):
+            got = "nothing" if value is None else repr(value)
+            return f"{key} must be {_words(kind)}, got {got}"
+    return first_line(error)
+
+
+def _leaves(
+    values: Mapping[str, Any], kind: type, prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Key, value and type of each value of the sections."""
+    for key, value in values.items():
+        of_value = get_type_hints(kind)[key]
+        if dataclasses.is_dataclass(of_value):
+            yield from _leaves(value, cast("type", of_value), f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value, of_value
+
+
+def _words(kind: Any, many: bool = False) -> str:
+    """A type in words: tuple[float, float] -> 'a list of 2 numbers', int | None -> 'an integer'."""
+    parts = [part for part in get_args(kind) if part is not NoneType]
+    if kind in _KINDS:
+        return _KINDS[kind][many]
+    if get_origin(kind) in {list, tuple}:
+        fixed = get_origin(kind) is tuple and parts[-1] is not Ellipsis
+        number = f"{len(parts)} " if fixed else ""
+        return f"{'lists' if many else 'a list'} of {number}{_words(parts[0], many=True)}"
+    return " or ".join(_words(part) for part in parts)
 
 
 def _with_parents(path: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -183,8 +212,8 @@ def _check_keys(values: Mapping[Any, Any], kind: type, source: str, prefix: str 
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for key, value in values.items():
         if key not in fields:
-            near = _elsewhere(str(key)) if not prefix else []
-            near += [prefix + name for name in difflib.get_close_matches(str(key), fields, 1)]
+            near = [prefix + name for name in difflib.get_close_matches(str(key), fields, 1)]
+            near += _elsewhere(str(key))
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(fields)}"
             raise UsageError(f"{source}: unknown key {prefix}{key}; {hint}")
         section = fields[key].default_factory
@@ -194,11 +223,10 @@ def _check_keys(values: Mapping[Any, Any], kind: type, source: str, prefix: str 
             _check_keys(value, section, source, f"{prefix}{key}.")
 
 
-def _elsewhere(key: str) -> list[str]:
-    """Where a key stands that was given without its section."""
-    sections = {f.name: f.default_factory for f in dataclasses.fields(Recipe)}
-    return [
-        f"{section}.{key}"
-        for section, kind in sections.items()
-        if isinstance(kind, type) and key in {f.name for f in dataclasses.fields(kind)}
-    ]
+def _elsewhere(key: str, kind: type = Recipe, prefix: str = "") -> Iterator[str]:
+    """Where a key stands that was given in another section, or in none."""
+    for name, of_value in get_type_hints(kind).items():
+        if dataclasses.is_dataclass(of_value):
+            yield from _elsewhere(key, cast("type", of_value), f"{prefix}{name}.")
+        elif name == key:
+            yield prefix + name

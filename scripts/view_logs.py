@@ -26,7 +26,7 @@ EXAMPLE = """example:
   python scripts/view_logs.py runs/base
 """
 Metrics = dict[str, dict[int, float]]
-"""Name -> step, from 0 as in the CSV file -> value."""
+"""Name -> optimizer steps done by then -> value."""
 Panel = tuple[str, tuple[str, ...]]
 """Title, and the metrics that share it."""
 LR_FINDER = "lr_finder_plot.png"
@@ -54,7 +54,9 @@ _CYCLE = 10  # colours that matplotlib gives by number
 
 
 def read_metrics(run: Path) -> Metrics:
-    """All CSV files of the run; where a resumed run made a step again, its value counts.
+    """All CSV files of the run, whose steps count from 0.
+
+    Where a resumed run made a step again, its value counts.
 
     Raises UsageError if there are none.
     """
@@ -69,7 +71,7 @@ def read_metrics(run: Path) -> Metrics:
             for row in csv.DictReader(stream):
                 for name, value in row.items():
                     if value and name not in {"step", "epoch"}:
-                        metrics.setdefault(name, {})[int(row["step"])] = float(value)
+                        metrics.setdefault(name, {})[int(row["step"]) + 1] = float(value)
     return metrics
 
 
@@ -169,9 +171,7 @@ def results(metrics: Metrics) -> list[tuple[str, str]]:
         if values := metrics.get(name):
             best = (min if name.endswith("loss") else max)(values, key=values.__getitem__)
             last = max(values)
-            table.append(
-                (name, f"{values[last]:.4f}, best {values[best]:.4f} after {best + 1} steps")
-            )
+            table.append((name, f"{values[last]:.4f}, best {values[best]:.4f} after {best} steps"))
     for name, unit in (
         ("data/images_per_s", ""),
         ("data/wait_fraction", ""),
@@ -179,7 +179,7 @@ def results(metrics: Metrics) -> list[tuple[str, str]]:
     ):
         if values := metrics.get(name):
             table.append((name, f"{np.median(list(values.values())):,.4g}{unit} (median)"))
-    table.append(("optimizer steps", f"{max(map(max, metrics.values())) + 1}"))
+    table.append(("optimizer steps", f"{max(map(max, metrics.values()))}"))
     return table
 
 

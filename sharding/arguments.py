@@ -62,13 +62,21 @@ def destination_of(options: argparse.Namespace) -> str:
 
 def refuse_inside(made: str | Path, read: str | Path) -> None:
     """Raise UsageError if what is made would lie among what it is made from."""
-    if any("://" in str(place) for place in (made, read)):
-        inside = str(made).rstrip("/") == str(read).rstrip("/")
+    place, among = _folder(str(made)), _folder(str(read))
+    if place is not None and among is not None:
+        inside = among in (place, *place.parents)
     else:
-        place = local_path(str(made)).resolve()
-        inside = local_path(str(read)).resolve() in (place, *place.parents)
+        inside = f"{made}/".startswith(f"{str(read).rstrip('/')}/")
     if inside:
         raise UsageError(f"{made} is or lies in {read}, which is read; choose another place")
+
+
+def _folder(url: str) -> Path | None:
+    """Where a place on this machine really is; None for one elsewhere."""
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme != "file":
+        return None
+    return local_path(rest if separator else url).resolve()
 
 
 def _add_shards(group: argparse._ActionsContainer) -> None:

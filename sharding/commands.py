@@ -103,6 +103,7 @@ def main_copy(options: argparse.Namespace) -> int:
     refuse_inside(destination, options.source)
     for name, split in open_splits(options.source).items():
         store = open_store(f"{destination}/{name}")
+        refuse_inside(store.url, split.store.url)
         with ProgressBar(f"copy {name}", split.manifest.samples) as bar:
             manifest = copy(split, store, workers=options.workers, progress=bar.advance)
         print(f"{name}: {_size(manifest)}, {manifest.total_bytes / 1e6:.1f} MB, in {store.url}")

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import eval as program
+from model.confusion import ConfusionMatrix
 from recipes.build import build_data, build_model
 from recipes.schema import load_recipe
 from tests.runs import run
@@ -35,6 +36,19 @@ def evaluate(
     assert program.main(line) == 0
     facts: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
     return facts
+
+
+def test_what_is_printed_is_for_people(
+    small_recipe: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line for each fact, and none twice."""
+    assert program.main(["--config", str(small_recipe), "--checkpoint", str(checkpoint)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "checkpoint", "weights", "images", "val/loss", "val/acc1", "val/acc5",
+    ]  # fmt: skip
+    assert lines[1].split() == ["weights", "ema"]
+    assert lines[2].split() == ["images", "13"]
 
 
 def test_raw_and_averaged_weights(
@@ -133,6 +147,24 @@ def test_tables_add_up(small_recipe: Path, checkpoint: Path, tmp_path: Path, dev
         assert wrong.get(row["mostly_taken_for"], 0) == int(row["times"])
     with Image.open(tmp_path / "tables" / "confusion.png") as picture:
         assert picture.width > 800
+
+
+def test_confusions_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each cell that holds any has its number, where there are few classes."""
+    plt = program._pyplot()
+    figures: list[Any] = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    for classes in (3, 30):
+        matrix = ConfusionMatrix(classes)
+        matrix.counts[0, 0], matrix.counts[0, 1], matrix.counts[2, 2] = 7, 1, 5
+        program.write_tables(tmp_path, tuple(map(str, range(classes))), matrix, plt)
+    few, many = (figure.axes[0].texts for figure in figures)
+    assert {text.get_position(): text.get_text() for text in few} == {
+        (0, 0): "7",
+        (1, 0): "1",
+        (2, 2): "5",
+    }
+    assert not many
 
 
 def test_the_programs_share_their_model(small_recipe: Path, tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ def test_training_needs_both_splits(call_in: Call) -> None:
     assert left not in call_in("pack in/val out")[1]
     assert left not in call_in("pack in/train out")[1]
     assert "has no val" not in call_in("pack in/val other")[1]
+    assert "has no val" not in call_in("pack in/train parts --part 0/1")[1]  # not sealed yet
+    assert "next: parts has no val/ yet" in call_in("seal in/train parts")[1]
 
 
 def test_rejects_are_said_and_listed(call_in: Call) -> None:

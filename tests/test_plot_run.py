@@ -50,6 +50,8 @@ def test_each_run_has_a_colour_and_each_metric_its_dashes(tmp_path: Path, count:
     curves = [line for line in panels[0].get_lines() if len(line.get_xdata())]
     kinds = {line.get_label(): line.get_linestyle() for line in panels[0].get_legend().get_lines()}
     assert kinds == {"train/loss": "-", "val/loss": "--"}
+    markers = {line.get_marker() for line in panels[0].get_legend().get_lines()}
+    assert markers == {curve.get_marker() for curve in curves} == {"o"}  # few points
     for i, colour in enumerate(colours):
         train, val = (line for line in curves if line.get_color() == colour)
         assert train.get_ydata().tolist() == [(i + 1.0) * step for step in range(12)]

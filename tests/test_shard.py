@@ -212,6 +212,10 @@ def test_bad_manifest(call: Call, line: str, damage: Callable[[], None], message
         ("unpack out out/train/in", {}, 2, "out/train/in is or lies in out, which is read; choose"),
         ("copy out ./out/", {}, 2, "./out is or lies in out, which is read; choose another place"),
         ("copy file://out file://out/", {}, 2, "is or lies in file://out, which is read"),
+        ("copy out file://out/x", {}, 2, "file://out/x is or lies in out, which is read; choose"),
+        ("copy out/train out", {}, 2, "out/train is or lies in out/train, which is read; choose"),
+        ("pack in file://in", {}, 2, "file://in/train is or lies in in/train, which is read"),
+        ("copy s3://b/x s3://b/x/y", {}, 2, "s3://b/x/y is or lies in s3://b/x, which is read"),
         *(
             (f"{command} file", {"file": b""}, 2, "a file stands where a folder is needed; choose")
             for command in ("pack in", "unpack out", "copy out", "index out/train/train-000000.tar")
