@@ -19,7 +19,7 @@ from model.classifier import Classifier
 from model.confusion import ConfusionMatrix
 from model.first_line import first_line
 from model.hashes import BrokenCheckpointError, check
-from model.networks import build_network
+from model.networks import build_network, misfit
 from model.trainer import build_trainer
 from recipes.schema import Recipe, load_recipe
 from recipes.start import local_checkpoint
@@ -105,6 +105,8 @@ def load_weights(model: nn.Module, path: Path, which: str = "best") -> str:
         chosen = which if which != "best" else "ema" if averaged else "raw"
         raw = "current_model_state" if averaged else "state_dict"
         state = checkpoint[raw if chosen == "raw" else "state_dict"]
+        if found := misfit(state, model.state_dict()):
+            raise ValueError(f"{found}; is it of another model.name, or of other classes?")
         model.load_state_dict(state)
     except Exception as error:
         raise UsageError(f"{path} does not fit this recipe: {first_line(error)}") from error

@@ -25,7 +25,7 @@ from model.sharing import DisagreementError, agree
 from model.trainer import build_trainer
 from recipes.build import build_data, build_model
 from recipes.checks import exit_status as doctors_status
-from recipes.doctor import examine
+from recipes.doctor import examine, find_devices
 from recipes.options import train_options
 from recipes.rates import build_finder, plot_schedule
 from recipes.record import RecipeRecord
@@ -65,6 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _train(recipe: Recipe, run: Path | None, options: argparse.Namespace) -> int:
     """Train in a folder that is ours, or in none; returns the exit status."""
+    devices = find_devices(recipe)
+    if devices.level == "error":
+        raise UsageError(f"devices: {devices.text}")
     start, mirror = Start(None, ""), None
     if not options.find_lr:
         published = _published(recipe, run)

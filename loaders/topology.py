@@ -74,8 +74,9 @@ def check_identity(state: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
             remedy = (
                 f"--global_batch_size {found} goes on with it; " if name == "global_batch" else ""
             )
+            what = "data set (its digest)" if name == "digest" else name
             raise UsageError(
-                f"cannot resume: the checkpoint's {name} is {found}, this run's is {value}; "
+                f"cannot resume: the checkpoint's {what} is {found}, this run's is {value}; "
                 f"{remedy}resume with the same data, seed, lanes, window, repeats and global "
                 "batch, or start a new run"
             )

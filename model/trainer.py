@@ -125,7 +125,9 @@ class TrainerConfig:
                 raise ValueError(f"{field} must be more than 0 or null, got {getattr(self, field)}")
         for field in ("val_check_interval", "limit_train_batches", "limit_val_batches"):
             if not 0 < getattr(self, field) <= 1:
-                raise ValueError(f"{field} must be in (0, 1], got {getattr(self, field)}")
+                raise ValueError(
+                    f"{field} is a share, in (0, 1] (0.1: a tenth), got {getattr(self, field)}"
+                )
 
     @property
     def cuts(self) -> list[str]:

@@ -174,7 +174,8 @@ def check_devices(*, accelerator: str, devices: int, gpus: int, cuda: str | None
         return warning(
             "devices", f"{text}: the CPU trains", f"{see}; set trainer.accelerator=cpu if meant"
         )
-    return error("devices", text, f"lower --devices, or {see} and how many GPUs were given")
+    fewer = "lower --devices" if gpus else "set trainer.accelerator=cpu"
+    return error("devices", text, f"{fewer}, or {see} and how many GPUs were given")
 
 
 def check_decoder(decoder: str, pillow: str) -> Finding:

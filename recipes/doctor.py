@@ -96,16 +96,20 @@ def checkpoint_bytes(recipe: Recipe, classes: int) -> int:
     return weights * (2 if recipe.trainer.ema_decay else 1) + trained * copies
 
 
-def _machine(recipe: Recipe, machine: Machine, environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Devices, the way between nodes, and what has to be installed."""
-    gpus = torch.cuda.device_count()
-    yield checks.check_devices(
+def find_devices(recipe: Recipe) -> Finding:
+    """The devices that the recipe asks for, against those that this node has."""
+    return checks.check_devices(
         accelerator=recipe.trainer.accelerator,
         devices=recipe.trainer.devices,
-        gpus=gpus,
+        gpus=torch.cuda.device_count(),
         cuda=torch.version.cuda,
     )
-    yield checks.check_shm(machine, gpus=min(gpus, recipe.trainer.devices))
+
+
+def _machine(recipe: Recipe, machine: Machine, environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Devices, the way between nodes, and what has to be installed."""
+    yield find_devices(recipe)
+    yield checks.check_shm(machine, gpus=min(torch.cuda.device_count(), recipe.trainer.devices))
     host, port = environ.get("MASTER_ADDR", ""), environ.get("MASTER_PORT", "")
     if host and port and "TORCHELASTIC_RUN_ID" not in environ:  # torchrun's is in use, by itself
         yield _rendezvous(host, port)

@@ -46,7 +46,7 @@ def train_options(description: str | None, arguments: list[str] | None) -> argpa
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=Path, required=True, metavar="YAML", help="the recipe")
+    parser.add_argument("--config", type=Path, metavar="YAML", help="the recipe (required)")
     parser.add_argument(
         "--resume",
         metavar="PATH|URL|auto",
@@ -76,6 +76,11 @@ def train_options(description: str | None, arguments: list[str] | None) -> argpa
     if not (sys.argv[1:] if arguments is None else arguments):
         parser.error(f"what shall be trained? Give a recipe\n\n{EXAMPLES}")
     options = parser.parse_intermixed_args(arguments)
+    if options.config is None:
+        named = next((word for word in options.overrides if word.endswith((".yaml", ".yml"))), None)
+        parser.error(
+            f"did you mean --config {named}?" if named else "--config is missing: it names a recipe"
+        )
     flags = {key: getattr(options, flag) for flag, key in FLAGS.items()}
     if options.wandb_project or options.wandb_name:
         flags["logging.wandb"] = "true"

@@ -5,12 +5,13 @@ One that is elsewhere is fetched into the run's folder as fetched.ckpt, and remo
 """
 
 import atexit
+import difflib
 import fcntl
 import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -122,7 +123,7 @@ def start_of(
         if resume is None:
             return ANEW
         if resume != "auto":
-            return Start(placeholder(run) if "://" in resume else Path(resume), resume)
+            return Start(placeholder(run) if "://" in resume else local_path(resume), resume)
         return _newest(run, None, warn)
     if run is not None:
         (run / FETCHED).unlink(missing_ok=True)  # of a run that was killed
@@ -150,7 +151,7 @@ def local_checkpoint(place: str) -> Iterator[Path]:
     Raises UsageError if there is none, DataError if what was fetched is broken.
     """
     if "://" not in place:
-        yield _file(place)
+        yield _file(place, near=())
         return
     with tempfile.TemporaryDirectory(prefix="shardstream-") as folder:
         yield _fetch(place, Path(folder) / FETCHED)
@@ -165,7 +166,7 @@ def _first(
         _refuse_other(run, published)
         return ANEW
     if "://" not in resume:
-        return Start(_existing(resume), resume)
+        return Start(_existing(resume, near=("auto",)), resume)
     path = _fetch(resume, placeholder(run))
     atexit.register(path.unlink, missing_ok=True)
     return Start(path, resume)
@@ -198,18 +199,27 @@ def _refuse_other(run: Path | None, published: Published | None) -> None:
         raise UsageError(f"{published.url} {advice} place (--checkpoint_url URL) or remove it")
 
 
-def _file(place: str) -> Path:
+def _file(place: str, near: Sequence[str]) -> Path:
+    """near: what else could have been meant, beside the checkpoints that there are."""
     path = local_path(place)
     if path.is_dir():
-        raise UsageError(f"{place} is a folder; name the checkpoint in it, or --run and auto")
+        found = next(
+            (last for last in (path / LAST, path / "checkpoints" / LAST) if last.exists()), ""
+        )
+        raise UsageError(
+            f"{place} is a folder" + (f"; did you mean {found}?" if found else " without a " + LAST)
+        )
     if not path.is_file():
-        hint = "; did you mean auto?" if place.lower() == "auto" else ""
+        there = [str(path.with_name(other.name)) for other in path.parent.glob("*.ckpt")]
+        meant = difflib.get_close_matches(str(path), there, 1)
+        meant += difflib.get_close_matches(place.lower(), near, 1)
+        hint = f"; did you mean {meant[0]}?" if meant else ""
         raise UsageError(f"there is no checkpoint {place}{hint}")
     return path
 
 
-def _existing(place: str) -> Path:
-    path = _file(place)
+def _existing(place: str, near: Sequence[str]) -> Path:
+    path = _file(place, near)
     try:
         check(path)
         step = step_in(path)

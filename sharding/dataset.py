@@ -9,7 +9,7 @@ from sharding.manifest import MANIFEST_NAME, Manifest
 from sharding.store import Blob, Store, locate, open_store
 from sharding.unpacked import unpacked
 
-_REMEDY = "copy it again from where it was packed, or pack again"
+_REMEDY = "copy it again from where it was packed, or remove the split and pack again"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

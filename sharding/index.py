@@ -64,7 +64,8 @@ class SampleIndex:
         if found != shard.index_xxh128:
             raise DataError(
                 f"{where} was changed or damaged, or belongs to another tar (XXH3-128 {found}, the "
-                f"manifest says {shard.index_xxh128}); copy it again, or pack again"
+                f"manifest says {shard.index_xxh128}); copy it again, or remove the split and pack "
+                "again"
             )
         try:
             table = _parse(data)

@@ -144,6 +144,8 @@ def charts(found: Tally, split: PackedSplit) -> list[str]:
         lines.append(
             f"  fewest {found.labels[few]:,}: {manifest.classes[few]}; "
             f"most {found.labels[many]:,}: {manifest.classes[many]}"
+            if found.labels[few] < found.labels[many]
+            else f"  all {found.labels[few]:,}"
         )
     return lines
 

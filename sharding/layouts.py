@@ -16,6 +16,7 @@ from sharding.labels import read_ground_truth, read_solution, read_synsets, read
 from sharding.source import is_image_name
 
 SPLITS = ("train", "val")
+_SPLITS_ELSEWHERE = frozenset({"training", "valid", "validation", "dev", "test", "testing", "eval"})
 
 _LAYOUTS = ("", "CLS-LOC", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC")
 _DEVKITS = ("", "ILSVRC2012_devkit_t12/data", "ILSVRC2012_devkit_t12", "devkit/data", "devkit")
@@ -39,7 +40,13 @@ def find_splits(source: Path) -> dict[str, Path]:
         found = {name: path for name, path in found.items() if path.is_dir()}
         if found:
             return found
-    for name in sorted(_names(source)[0]):
+    inner = sorted(_names(source)[0])
+    if inner and {name.lower() for name in inner} <= _SPLITS_ELSEWHERE:
+        raise UsageError(
+            f"{source} has the folders {', '.join(inner)}, which look like splits; rename them: "
+            "a data set here has train/ and val/"
+        )
+    for name in inner:
         if any(_names(source / name / split)[0] for split in SPLITS):
             raise UsageError(
                 f"{source / name} has train/ or val/ with folders in it: is it the data set?"

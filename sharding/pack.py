@@ -250,9 +250,13 @@ def _check_space(store: LocalStore, tasks: list[ShardTask]) -> None:
     if needed > free:
         raise OSError(
             errno.ENOSPC,
-            f"{store.url} needs {needed / 1e9:.1f} GB more and has {free / 1e9:.1f} GB free; make "
-            "space, then start the same command again",
+            f"{store.url} needs {_in_words(needed)} more and has {_in_words(free)} free; the same "
+            "command goes on when there is",
         )
+
+
+def _in_words(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _clear(job: Job) -> None:

@@ -21,7 +21,7 @@ from sharding.store import Store, open_store
 def main_pack(options: argparse.Namespace) -> int:
     """Pack every split below SRC, or one part of each."""
     part = _part(options.part)
-    for job, ignored in _jobs(options):
+    for job, ignored in list(_jobs(options)):  # val is looked at before train takes its hours
         with ProgressBar(f"pack {job.split}", len(job.listing)) as bar:
             if part is not None:
                 made = pack_part(
@@ -124,7 +124,10 @@ def _say_lonely(destination: str) -> None:
         split: MANIFEST_NAME in open_store(f"{destination}/{split}").sizes() for split in SPLITS
     }
     if packed["train"] and not packed["val"]:
-        print(f"next: {destination} has no val/ yet, which train.py needs: shard.py pack SRC/val")
+        print(
+            f"next: {destination} has no val/ yet, which train.py needs: "
+            f"shard.py pack SRC/val {destination}"
+        )
 
 
 def _part(text: str | None) -> Part | None:

@@ -84,8 +84,9 @@ def scan(
     label_of = {name: label for label, name in enumerate(order)}
     unknown = [name for name in names if name not in label_of]
     if unknown:
+        more = f" (and {len(unknown) - 1} more)" if unknown[1:] else ""
         raise UsageError(
-            f"{root} has the class {unknown[0]!r} (and {len(unknown) - 1} more) that is none of "
+            f"{root} has the class {unknown[0]!r}{more} that is none of "
             f"the {len(order)} classes given, the training split's or those of --classes"
         )
     files: list[str] = []

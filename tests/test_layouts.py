@@ -56,6 +56,15 @@ def test_a_folder_too_high_is_no_split(tmp_path: Path) -> None:
     assert find_splits(tmp_path / "ok") == {"train": tmp_path / "ok"}
 
 
+def test_splits_of_other_names_are_no_classes(tmp_path: Path) -> None:
+    """They are named, with what to call them; a class may well be called `test`."""
+    write_files(tmp_path, {"in/training/n1/x.jpg": b"", "in/Validation/n1/x.jpg": b""})
+    with pytest.raises(UsageError, match=r"the folders Validation, training, which look like spl"):
+        find_splits(tmp_path / "in")
+    write_files(tmp_path, {"ok/test/x.jpg": b"", "ok/exam/x.jpg": b""})
+    assert find_splits(tmp_path / "ok") == {"train": tmp_path / "ok"}
+
+
 def test_splits_that_are_not_there(tmp_path: Path) -> None:
     """A missing source is wrong use; a split that is a dangling link is not passed over."""
     with pytest.raises(UsageError, match=r"nothing is no folder; give an ImageFolder"):
@@ -187,7 +196,7 @@ def test_a_flat_val_lists_as_a_sorted_one(tmp_path: Path) -> None:
     other = scan(root / "sorted", classes=classes)
     assert (listing.paths, listing.classes) == (other.paths, tuple(train))
     assert listing.labels.tolist() == other.labels.tolist() == [1, 1, 2, 3]
-    with pytest.raises(UsageError, match=r"the class 'n03255030' \(and 0 more\)"):
+    with pytest.raises(UsageError, match=r"the class 'n03255030' that is none"):
         scan(root / "val", classes=classes[:3], class_of=flat_labels(root, root / "val"))
 
 

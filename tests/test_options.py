@@ -31,6 +31,23 @@ def test_who_names_a_wandb_run_wants_one(line: str, expected: list[str]) -> None
     assert train_options(None, f"--config r.yaml {line}".split()).overrides == expected
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("recipes/demo.yaml --epochs 1", "error: did you mean --config recipes/demo.yaml?"),
+        ("--epochs 1", "error: --config is missing: it names a recipe"),
+    ],
+)
+def test_a_recipe_has_to_be_named(
+    capsys: pytest.CaptureFixture[str], line: str, message: str
+) -> None:
+    """By its option; who leaves that out is told."""
+    with pytest.raises(SystemExit) as caught:
+        train_options(None, line.split())
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith(f"{message}\n")
+
+
 def test_nothing_typed_says_what_to_type(capsys: pytest.CaptureFixture[str]) -> None:
     """With examples."""
     with pytest.raises(SystemExit) as caught:

@@ -280,7 +280,7 @@ def test_space_is_looked_at_before_the_start(
     (tmp_path / "train-000000.npy").unlink()
     monkeypatch.setattr("shutil.disk_usage", lambda root: SimpleNamespace(free=size // 2))
     with pytest.raises(
-        OSError, match=r"needs 0\.0 GB more and has 0\.0 GB free; make space"
+        OSError, match=r"needs 0\.1 MB more and has 0\.\d MB free; the same command"
     ) as caught:
         pack(job, workers=1)
     assert caught.value.errno == errno.ENOSPC

@@ -12,13 +12,22 @@ from tests.make_images import write_files
 
 def test_training_needs_both_splits(call_in: Call) -> None:
     """Who packs one split alone is told what is left to pack, until it is packed."""
-    left = "next: out has no val/ yet, which train.py needs: shard.py pack SRC/val\n"
+    left = "next: out has no val/ yet, which train.py needs: shard.py pack SRC/val out\n"
     assert call_in("pack in/train out")[1].endswith(f" JPEG)\n{left}")
     assert left not in call_in("pack in/val out")[1]
     assert left not in call_in("pack in/train out")[1]
     assert "has no val" not in call_in("pack in/val other")[1]
     assert "has no val" not in call_in("pack in/train parts --part 0/1")[1]  # not sealed yet
     assert "next: parts has no val/ yet" in call_in("seal in/train parts")[1]
+
+
+def test_val_is_looked_at_before_train_is_packed(call_in: Call) -> None:
+    """Its mistakes are not told after the hours that train takes."""
+    write_files(Path("in/val"), {"c/x.jpg": b"1"})
+    status, out, err = call_in("pack in out")
+    assert (status, out) == (2, "")
+    assert "in/val has the class 'c' that is none of the 2 classes" in err
+    assert not list(Path("out").rglob("*.tar"))
 
 
 def test_rejects_are_said_and_listed(call_in: Call) -> None:

@@ -156,7 +156,7 @@ def test_labels_are_the_training_splits(tmp_path: Path) -> None:
     write_files(tmp_path, {"a/1.jpg": b"1", "c/1.jpg": b"1"})
     listing = scan(tmp_path, classes=("c", "b", "a"))
     assert (listing.classes, listing.labels.tolist()) == (("c", "b", "a"), [2, 0])
-    with pytest.raises(UsageError, match=r"'c' \(and 0 more\) that is none of the 2 classes given"):
+    with pytest.raises(UsageError, match=r"'c' that is none of the 2 classes given"):
         scan(tmp_path, classes=("a", "b"))
 
 
@@ -212,7 +212,7 @@ def test_a_flat_folder_has_the_training_splits_labels(tmp_path: Path) -> None:
     listing = scan(root, classes=("c", "b", "a"), class_of=class_of)
     assert (listing.classes, listing.ignored) == (("c", "b", "a"), 3)
     assert list(zip(listing.paths, listing.labels, strict=True)) == [("a/2.jpg", 2), ("c/1.jpg", 0)]
-    with pytest.raises(UsageError, match=r"'c' \(and 0 more\) that is none of the 2 classes given"):
+    with pytest.raises(UsageError, match=r"'c' that is none of the 2 classes given"):
         scan(root, classes=("a", "b"), class_of=class_of)
 
 

@@ -159,6 +159,25 @@ def test_a_named_one_is_taken_and_checked(place: Place) -> None:
             place.start(name)
 
 
+def test_what_could_have_been_meant_is_said(place: Place) -> None:
+    """By who has mistyped a name, or named the folder."""
+    last = place.save(3)
+    for typed, meant in (
+        (str(last.with_name("lst.ckpt")), f"there is no checkpoint .*; did you mean {last}\\?"),
+        (str(last.parent), f"is a folder; did you mean {last}\\?"),
+        (str(place.run), f"is a folder; did you mean {last}\\?"),
+        (str(place.run.parent), f"is a folder without a {LAST}"),
+        ("atuo", r"there is no checkpoint atuo; did you mean auto\?"),
+    ):
+        with pytest.raises(UsageError, match=meant):
+            place.start(typed)
+    with (
+        pytest.raises(UsageError, match=r"^there is no checkpoint auto$"),
+        local_checkpoint("auto"),
+    ):
+        pass
+
+
 def test_what_a_killed_run_fetched_is_removed(place: Place) -> None:
     """It is not taken for the run's own."""
     place.run.mkdir()

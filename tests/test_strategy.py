@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.runs import run
+
 PROGRAM = """
 import sys
 import model.strategy
 model.strategy.START_S = 2.0
+model.strategy.PATIENCE_S = 1.0
 import train
 sys.exit(train.main(sys.argv[1:]))
 """
@@ -49,7 +52,21 @@ def test_a_rank_that_is_alone(
             check=False,
         )
     assert done.returncode == 1
-    last = done.stderr.splitlines()[-1]
+    *before, last = done.stderr.splitlines()
+    waited = f"rank 0 of 2 waits at 127.0.0.1:{port} for the others: were all started?"
+    assert (waited in before) == (cause == "1/2 clients joined")
     assert f"error: rank {rank} of 2 could not meet the others at 127.0.0.1:{port} (" in last
     assert cause in last
+    assert "Traceback" not in done.stderr
+
+
+def test_none_is_left_where_the_port_is_anothers(small_recipe: Path, tmp_path: Path) -> None:
+    """Rank 0 ends at once; rank 1, which it started, would wait for an answer for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        done = run(  # until nobody holds its output any more
+            "train.py", "--config", small_recipe, "--run", tmp_path / "run", "--devices", 2,
+            "trainer.batch_size=4", MASTER_PORT=str(server.getsockname()[1]),
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert "address already in use" in done.stderr
     assert "Traceback" not in done.stderr

@@ -186,6 +186,7 @@ def test_a_corrupt_byte_ends_the_run_with_the_samples_name(
             "trainer.epochs=ten: trainer.epochs must be an integer, got 'ten'",
         ),
         (["--resume", "nowhere.ckpt"], 2, "there is no checkpoint nowhere.ckpt"),
+        (["trainer.accelerator=gpu", "--devices", "99"], 2, "GPUs found, 99 asked for"),
         (["--resume", "Auto"], 2, "there is no checkpoint Auto; did you mean auto?"),
         (["data.root=/nowhere"], 3, "/nowhere/train has no manifest.json"),
         (["--batch_size", "100"], 2, "51 samples are fewer than one global batch of 100"),
@@ -214,7 +215,7 @@ def test_each_mistake_is_one_line(
         ("seed=5", "seed is 0, this run's is 5"),
         ("data.lanes=3", "lanes is 4, this run's is 3"),
         ("trainer.batch_size=4", "this run's is 4; --global_batch_size 8 goes on with it; resume"),
-        ("data.format=imagefolder", "digest is"),
+        ("data.format=imagefolder", "data set (its digest) is"),
     ],
 )
 def test_resuming_something_else_is_refused(
@@ -244,7 +245,8 @@ def test_a_checkpoint_of_another_network_is_refused(
     last, common = finished / "checkpoints/last.ckpt", ["--config", str(small_recipe)]
     other = [*common, "model.name=resnet18"]
     assert eval_program.main([*other, "--checkpoint", str(last)]) == 2
-    assert "does not fit this recipe" in one_line(capsys.readouterr().err)
+    line = one_line(capsys.readouterr().err)
+    assert "does not fit this recipe: it has no network.layer1.1.bn1.bias; is it of another" in line
     run_folder = ["--run", str(tmp_path / "run")]
     assert train_program.main([*other, *run_folder, "--resume", str(last)]) == 2
     message = r"cannot resume: the checkpoint is of another model, it has no network\.layer1\.1"
