@@ -166,6 +166,8 @@ def check_devices(*, accelerator: str, devices: int, gpus: int, cuda: str | None
     """Devices asked for against GPUs found. cuda: that torch was built with."""
     if accelerator == "cpu":
         return ok("devices", f"{devices} processes on the CPU")
+    if accelerator not in {"auto", "gpu", "cuda"}:
+        return ok("devices", f"{devices} of {accelerator}, which only training can tell")
     text = f"{gpus} GPUs found, {devices} asked for (torch is built with {cuda or 'no'} CUDA)"
     if gpus >= devices:
         return ok("devices", text)

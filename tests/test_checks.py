@@ -69,6 +69,8 @@ def cache(place: Place, present: int = 0, data: int = 200 * GB) -> Finding:
         (gpus(4, 8), "error", "lower --devices"),
         (gpus(0, 1), "warning", "the CPU trains; see nvidia-smi"),
         (gpus(0, 1, "gpu"), "error", "0 GPUs found, 1 asked for"),
+        (gpus(0, 1, "cuda"), "error", "set trainer.accelerator=cpu, or see nvidia-smi"),
+        (gpus(0, 4, "tpu"), "ok", "4 of tpu, which only training can tell"),
         (gpus(0, 2, "cpu"), "ok", "2 processes on the CPU"),
         (checks.check_decoder("region x", "pillow 12"), "ok", "region x; pillow 12"),
         (checks.check_decoder("pillow 12", "pillow 12"), "warning", "libjpeg-dev"),
