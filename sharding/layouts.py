@@ -79,8 +79,8 @@ def flat_labels(
         raise UsageError(
             f"{folder} has no class folders, and no labels were found for its images; pass "
             "--val_labels LOC_val_solution.csv, or --val_labels "
-            "ILSVRC2012_validation_ground_truth.txt --synsets map_clsloc.txt (or meta.mat); if it is "
-            "one class, give the folder that it is in"
+            "ILSVRC2012_validation_ground_truth.txt --synsets map_clsloc.txt (or meta.mat); if "
+            "it is one class, give the folder that it is in"
         )
     text = read_text(file)
     if "," in text.partition("\n")[0]:
