@@ -152,14 +152,14 @@ def test_epoch_is_asked_for_with_the_first_batch() -> None:
         ("lanes", 8, {"order": replace(ORDER, lanes=7)}),
         ("window", 4, {"order": replace(ORDER, window=3)}),
         ("global_batch", 12, {"global_batch": 14}),
-        ("digest", open_shards().digest, {"reader": open_images()}),
+        ("data set (its digest)", open_shards().digest, {"reader": open_images()}),
     ],
 )
 def test_another_run_is_refused(name: str, there: Any, options: dict[str, Any]) -> None:
     """State of other data, seed, lanes, window or global batch: an error that names both values."""
     state = make_loader().state_dict()
     other = make_loader(**options)
-    here = other.state_dict()[name]
+    here = other.state_dict()["digest" if "digest" in name else name]
     message = f"cannot resume: the checkpoint's {name} is {there}, this run's is {here}; "
     with pytest.raises(UsageError, match=re.escape(message)):
         other.load_state_dict(state)
