@@ -45,7 +45,7 @@ class FolderReader:
         """See Reader. Only the size tells whether a file was changed."""
         try:
             data = self._file(number).read_bytes()
-        except (FileNotFoundError, IsADirectoryError):
+        except (FileNotFoundError, IsADirectoryError):  # told below, by its size
             data = b""
         expected = int(self._listing.sizes[self._order[number]])
         if len(data) != expected:

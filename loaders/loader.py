@@ -61,8 +61,8 @@ class StreamingLoader:
         """`epoch_of` tells the epoch each time an iteration begins; without it set_epoch does.
 
         prefetch: batches that each worker makes ahead. cache: for a ShardReader's shards.
-        max_bad_samples: of this rank, whose places others may take. Raises
-        UsageError if the data set is smaller than one global batch.
+        max_bad_samples: of this rank, whose places others may take. Raises UsageError if the data
+        set is smaller than one global batch.
         """
         self._order = Order(reader.counts, order)
         self._topology = topology

@@ -85,6 +85,9 @@ def _place() -> str:
 
 
 def _die_with_parent(name: int) -> None:
-    """The signal that the system sends us at our parent's end; 0: none."""
+    """The signal that the system sends us at our parent's end; 0: none.
+
+    As sharding/process.py has it for workers, of which this package knows nothing.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, name)

@@ -137,7 +137,7 @@ def _misfit(values: Mapping[str, Any], error: Exception) -> str:
             nested = {part: nested}
         try:
             OmegaConf.merge(OmegaConf.structured(Recipe), nested)
-        except (OmegaConfBaseException, TypeError):
+        except (OmegaConfBaseException, TypeError):  # this is the one; said in our words
             got = "nothing" if value is None else repr(value)
             return f"{key} must be {_words(kind)}, got {got}"
     return first_line(error)

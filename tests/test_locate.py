@@ -1,6 +1,7 @@
 """The places of a step: those of the order, and of the bytes that stand there."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import xxhash
@@ -19,12 +20,12 @@ def packed(small_shards: Path) -> PackedSplit:
     return PackedSplit.open(str(small_shards / "train"))
 
 
-def find(split: PackedSplit, **asked: int | None) -> list[Place]:
+def find(split: PackedSplit, **asked: Any) -> list[Place]:
     """Of an order with few lanes."""
     order = Order(
         [shard.samples for shard in split.manifest.shards], OrderConfig(lanes=4, window=3)
     )
-    return places(split, order, **({"epoch": 2, "step": 1, "world": 1} | asked))  # type: ignore[arg-type]
+    return places(split, order, **({"epoch": 2, "step": 1, "world": 1} | asked))
 
 
 @settings(max_examples=30, deadline=None)
