@@ -154,3 +154,12 @@ def call_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call) -> Call
     image_folder(tmp_path / "in/train", {"a": 9, "b": 7})
     image_folder(tmp_path / "in/val", {"b": 3}, first=50)
     return lambda line: call(line, *(["--workers", "1"] if "info" not in line else []))
+
+
+def assert_refused(call_in: Call, line: str, message: str) -> None:
+    """The line ends with one line that says what is wrong, status 2 or 3, and no tar in out/."""
+    status, _, err = call_in(line)
+    assert status in {2, 3}
+    assert message in err
+    assert err.count("\n") == 1
+    assert not list(Path().glob("out/**/*.tar"))
