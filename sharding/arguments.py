@@ -6,7 +6,7 @@ from pathlib import Path
 from sharding.console import byte_size, cores, natural, positive
 from sharding.errors import UsageError
 from sharding.manifest import CHECKS, ON_BAD, ImageRules, Packing
-from sharding.store import local_path
+from sharding.store import local_path, local_place
 
 _SURELY_NO_BYTES = 1000
 
@@ -62,21 +62,14 @@ def destination_of(options: argparse.Namespace) -> str:
 
 def refuse_inside(made: str | Path, read: str | Path) -> None:
     """Raise UsageError if what is made would lie among what it is made from."""
-    place, among = _folder(str(made)), _folder(str(read))
+    place, among = local_place(str(made)), local_place(str(read))
     if place is not None and among is not None:
-        inside = among in (place, *place.parents)
+        place = place.resolve()
+        inside = among.resolve() in (place, *place.parents)
     else:
         inside = f"{made}/".startswith(f"{str(read).rstrip('/')}/")
     if inside:
         raise UsageError(f"{made} is or lies in {read}, which is read; choose another place")
-
-
-def _folder(url: str) -> Path | None:
-    """Where a place on this machine really is; None for one elsewhere."""
-    scheme, separator, rest = url.partition("://")
-    if separator and scheme != "file":
-        return None
-    return local_path(rest if separator else url).resolve()
 
 
 def _add_shards(group: argparse._ActionsContainer) -> None:

@@ -76,14 +76,20 @@ def local_path(text: str) -> Path:
     return Path(os.path.expanduser(text) if text == "~" or text.startswith("~/") else text)
 
 
-def open_store(url: str) -> Store:
-    """The store behind a path, a file:// or an s3:// URL."""
+def local_place(url: str) -> Path | None:
+    """What a path or a file:// URL names on this machine; None for a URL of elsewhere."""
     scheme, separator, rest = url.partition("://")
     if not separator:
-        return LocalStore(local_path(url))
-    if scheme == "file":
-        return LocalStore(Path(rest))
-    if scheme == "s3":
+        return local_path(url)
+    return Path(rest) if scheme == "file" else None
+
+
+def open_store(url: str) -> Store:
+    """The store behind a path, a file:// or an s3:// URL."""
+    path = local_place(url)
+    if path is not None:
+        return LocalStore(path)
+    if url.startswith("s3://"):
         return _open_s3(url)
     raise UsageError(f"cannot open {url!r}: only local paths, file:// and s3:// URLs are supported")
 
